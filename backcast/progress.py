@@ -1,0 +1,48 @@
+"""Progress bars on stderr, shared by every floor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+console = Console(stderr=True)
+_live: Progress | None = None
+
+
+@contextmanager
+def progress(description: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """Show a bar while the block runs; yields ``advance(steps)``.
+
+    Bars may nest: the outermost block owns the display, inner ones add a line to it.
+    """
+    global _live
+    if _live is None:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console) as _live:
+            try:
+                yield _bar(_live, description, total)
+            finally:
+                _live = None
+    else:
+        yield _bar(_live, description, total)
+
+
+def _bar(live: Progress, description: str, total: int | None) -> Callable[[int], None]:
+    bar = live.add_task(description, total=total)
+    return lambda steps: live.advance(bar, steps)
