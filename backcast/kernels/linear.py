@@ -1,0 +1,33 @@
+"""What the flat ops share: the shape of their result, and each other as derivative."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.library import CustomOpDef
+
+from backcast.kernels.precision import wide_dtype
+
+
+def register_linear(forward: CustomOpDef, adjoint: CustomOpDef) -> None:
+    """Register fakes and gradients of two ops (x (B, n), k, key) → (B, k), each the other's adjoint."""
+    for op, transpose in ((forward, adjoint), (adjoint, forward)):
+        op.register_fake(_fake)
+        op.register_autograd(_backward(transpose), setup_context=_remember)
+
+
+def _fake(x: Tensor, length: int, key: int) -> Tensor:
+    return x.new_empty(x.shape[0], length, dtype=wide_dtype(x))
+
+
+def _remember(ctx: Any, inputs: tuple[Tensor, int, int], output: Tensor) -> None:
+    x, _, ctx.key = inputs
+    ctx.dtype, ctx.length = x.dtype, x.shape[1]
+
+
+def _backward(transpose: CustomOpDef) -> Any:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return transpose(grad, ctx.length, ctx.key).to(ctx.dtype), None, None
+
+    return backward
