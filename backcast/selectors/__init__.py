@@ -1,0 +1,22 @@
+"""Scores and sketches → a budgeted subset, and the manifest that says which and why."""
+
+from backcast.selectors.budget import parse_budget
+from backcast.selectors.evidence import Evidence
+from backcast.selectors.manifest import Manifest, Report, check, load_subset
+from backcast.selectors.pipeline import FILTERS, SELECTORS, select
+from backcast.selectors.selection import Filter, Selection, Selector
+
+__all__ = [
+    "FILTERS",
+    "SELECTORS",
+    "Evidence",
+    "Filter",
+    "Manifest",
+    "Report",
+    "Selection",
+    "Selector",
+    "check",
+    "load_subset",
+    "parse_budget",
+    "select",
+]

@@ -1,0 +1,301 @@
+"""The file of a selection: which rows, why, and whether its data still fit.
+
+``subset.jsonl`` holds a line a row, in rank order::
+
+    {"row": 17, "id": "9f…", "source": "web", "rank": 1, "score": 0.31, "gain": 0.02, "weight": 1.0,
+     "targets": [{"target": "…", "score": 0.58}, …]}
+
+``subset.meta.json`` holds all that made it. Neither holds a time or anything else that a rerun would change.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from backcast.data import Examples, load_table, read_examples
+from backcast.errors import InputError
+from backcast.files import read_json, sha256, write_atomic, write_json
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SCHEMA = 1
+
+#: How many folders above the manifest's own a data set may lie and still be named by a relative path.
+LEVELS = 2
+
+Fields = Mapping[str, type | UnionType]
+
+_LINE: Fields = {
+    "row": int,
+    "id": str,
+    "source": str,
+    "rank": int,
+    "score": float | int | None,
+    "gain": float | int | None,
+    "weight": float | int,
+    "targets": list,
+}
+_META: Fields = {
+    "sha256": str,
+    "dataset": dict,
+    "budget": dict,
+    "selector": dict,
+    "seed": int,
+    "origin": dict,
+    "versions": dict,
+}
+_DATASET: Fields = {"path": str, "columns": dict, "fingerprint": str, "n": int}
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """A selection as it is on disk.
+
+    Attributes:
+        path: the ``*.jsonl`` file; its ``*.meta.json`` lies beside it.
+        lines: one object a chosen row, in rank order.
+        meta: ``dataset`` (path, columns, fingerprint, n), ``budget`` (asked, got), ``selector`` (method,
+            params), ``seed``, ``scores`` and ``origin`` (what made them), ``versions``; on disk also
+            ``schema`` and the ``sha256`` of the lines, which ties the two files together.
+    """
+
+    path: Path
+    lines: tuple[Mapping[str, Any], ...]
+    meta: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """(k,) int64, the chosen rows of the data set, in rank order."""
+        return np.asarray([line["row"] for line in self.lines], dtype=np.int64)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The chosen examples' content ids."""
+        return tuple(line["id"] for line in self.lines)
+
+    @property
+    def weights(self) -> np.ndarray:
+        """(k,) float64, how much each example counts in training."""
+        return np.asarray([line["weight"] for line in self.lines], dtype=np.float64)
+
+    @property
+    def dataset(self) -> str:
+        """Where the data set is: an absolute path or a hub id; empty when it was made in memory."""
+        stored = self.meta["dataset"]["path"]
+        if stored.split("/")[0] not in (".", ".."):
+            return stored
+        return os.path.normpath(self.path.resolve().parent / stored)
+
+    def save(self) -> None:
+        """Write both files, the meta last: the lines are no manifest without it, nor with an older one."""
+        meta_path = _meta_path(self.path)
+        text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in self.lines)
+        write_atomic(self.path, text)
+        write_json(meta_path, {**self.meta, "schema": SCHEMA, "sha256": sha256(text)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Manifest:
+        """Read what `save` wrote; raises `InputError` that names the file and line for anything else."""
+        path = Path(path)
+        meta_path = _meta_path(path)
+        if not path.is_file():
+            raise InputError(f"{path}: no such manifest; write one with 'backcast select'")
+        if not meta_path.is_file():
+            raise InputError(
+                f"{path}: its {meta_path.name} is missing; put it back beside it or select again"
+            )
+        meta = read_json(meta_path)
+        if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
+            raise InputError(
+                f"{meta_path}:1: not the meta file of a manifest of schema {SCHEMA}; select again"
+            )
+        _expect(meta, _META, f"{meta_path}:1")
+        _expect(meta["dataset"], _DATASET, f"{meta_path}:1")
+        content = path.read_bytes()
+        lines = tuple(
+            _line(raw, rank, f"{path}:{rank}") for rank, raw in enumerate(content.splitlines(), start=1)
+        )
+        if sha256(content) != meta["sha256"]:
+            raise InputError(
+                f"{path}:{len(lines)}: the file is not the one that {meta_path.name} was written for "
+                "(it was cut off, edited or replaced); select again"
+            )
+        return cls(path, lines, meta)
+
+
+def _meta_path(path: Path) -> Path:
+    if path.suffix != ".jsonl":
+        raise InputError(f"{path}: a manifest's name ends in .jsonl")
+    return path.with_suffix(".meta.json")
+
+
+def _line(raw: bytes, rank: int, where: str) -> Mapping[str, Any]:
+    try:
+        line = json.loads(raw)
+    except ValueError:
+        raise InputError(f"{where}: not a JSON object, perhaps cut off; select again") from None
+    _expect(line, _LINE, where)
+    if line["rank"] != rank:
+        raise InputError(f"{where}: rank {line['rank']} where {rank} belongs; select again")
+    return line
+
+
+def _expect(value: Any, fields: Fields, where: str) -> None:
+    for name, kind in fields.items():
+        if not isinstance(value, dict) or not isinstance(value.get(name, ...), kind):
+            raise InputError(f"{where}: not part of a manifest ({name!r} is missing or wrong); select again")
+
+
+def portable(dataset: str, folder: Path) -> str:
+    """How a manifest in ``folder`` names a data set, so that the two can be moved together.
+
+    A path relative to the manifest, beginning with ``.`` or ``..``, when the data set lies beside it, below
+    it, or under a folder at most `LEVELS` above; else the absolute path. A hub id, like an empty name, stays
+    as it is.
+    """
+    if not os.path.isabs(dataset):
+        return dataset
+    common = Path(os.path.commonpath([dataset, folder]))
+    if common == Path(common.anchor) or len(folder.parts) - len(common.parts) > LEVELS:
+        return dataset
+    relative = Path(os.path.relpath(dataset, folder)).as_posix()
+    return relative if relative.split("/")[0] == ".." else f"./{relative}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """Whether a manifest fits its data; true when it does.
+
+    Attributes:
+        manifest, data: what was compared.
+        lines: how many rows the manifest names.
+        moved: (row, new row) of examples that are now elsewhere.
+        changed: rows that hold something else, their examples being nowhere in the data.
+        missing: rows past the end of the data, their examples being nowhere in the data.
+        duplicated: rows that the manifest names more than once.
+        pool: (examples in the data, examples that were selected from).
+        same_pool: whether the whole data set is the one that was selected from. The subset may fit another:
+            rows were added or changed that were not chosen, or only a part of the data was the pool.
+    """
+
+    manifest: str
+    data: str
+    lines: int
+    moved: tuple[tuple[int, int], ...]
+    changed: tuple[int, ...]
+    missing: tuple[int, ...]
+    duplicated: tuple[int, ...]
+    pool: tuple[int, int]
+    same_pool: bool
+
+    @property
+    def ok(self) -> bool:
+        return not (self.moved or self.changed or self.missing or self.duplicated)
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    @property
+    def summary(self) -> str:
+        """One line."""
+        if self.ok:
+            now, then = self.pool
+            other = f"of {then} examples, these are {now}" if now != then else "with other rows beside them"
+            note = "" if self.same_pool else f" (but were chosen from a pool {other})"
+            return f"{self.manifest}: all {self.lines} rows fit {self.data}{note}"
+        faults = [
+            f"{len(rows)} {name} (first: row {rows[0]})"
+            for name, rows in (
+                ("moved", [f"{old}, now {new}" for old, new in self.moved]),
+                ("changed", self.changed),
+                ("missing", self.missing),
+                ("named twice", self.duplicated),
+            )
+            if rows
+        ]
+        return f"{self.manifest}: of {self.lines} rows in {self.data}: {', '.join(faults)}; select again"
+
+
+def check(path: str | Path, data: str | Path | Examples | None = None) -> Report:
+    """Compare a manifest with its data set, or with ``data`` (a path, a hub id, or examples in memory).
+
+    Every example is read and its content hashed, so that a changed pixel or letter is found.
+
+    Raises:
+        InputError: the manifest or the data cannot be read.
+    """
+    return _compare(Manifest.load(path), data)
+
+
+def load_subset(path: str | Path, data: str | Path | None = None) -> Dataset:
+    """The chosen rows as a ``datasets.Dataset``: the data set's own columns and a ``weight``, in rank order.
+
+    A view: the data are not copied. They are checked first (see `check`).
+
+    Args:
+        path: the manifest.
+        data: where the data set is now; by default where the manifest says.
+
+    Raises:
+        InputError: the manifest or the data cannot be read, do not fit, or have a ``weight`` of their own.
+    """
+    manifest = Manifest.load(path)
+    report = _compare(manifest, data)
+    if not report:
+        raise InputError(report.summary)
+    table = load_table(_place(manifest, data))
+    if "weight" in table.column_names:
+        raise InputError(
+            f"{report.data}: its own column 'weight' would be hidden by the manifest's; rename it"
+        )
+    weights = np.zeros(len(table))
+    weights[manifest.rows] = manifest.weights
+    return table.add_column("weight", weights).select(manifest.rows)
+
+
+def _place(manifest: Manifest, data: str | Path | None) -> str | Path:
+    place = data or manifest.dataset
+    if not place:
+        raise InputError(
+            f"{manifest.path}: selected from examples in memory; say which data set holds them now"
+        )
+    return place
+
+
+def _compare(manifest: Manifest, data: str | Path | Examples | None) -> Report:
+    if isinstance(data, Examples):
+        examples, name = data, data.dataset or "memory"
+    else:
+        place = _place(manifest, data)
+        examples, name = read_examples(place, manifest.meta["dataset"]["columns"]), str(place)
+    found = {example.row: example.id for example in examples}
+    places = {example.id: example.row for example in reversed(examples)}
+    end = max(found, default=-1)
+
+    gone = [line for line in manifest.lines if found.get(line["row"]) != line["id"]]
+    lost = [line["row"] for line in gone if line["id"] not in places]
+    rows, counts = np.unique(manifest.rows, return_counts=True)
+    pool = manifest.meta["dataset"]
+    return Report(
+        manifest=str(manifest.path),
+        data=name,
+        lines=len(manifest),
+        moved=tuple((line["row"], places[line["id"]]) for line in gone if line["id"] in places),
+        changed=tuple(row for row in lost if row <= end),
+        missing=tuple(row for row in lost if row > end),
+        duplicated=tuple(rows[counts > 1].tolist()),
+        pool=(len(examples), pool["n"]),
+        same_pool=examples.index.fingerprint == pool["fingerprint"],
+    )

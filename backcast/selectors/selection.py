@@ -1,0 +1,119 @@
+"""The chosen examples, and the protocol of what chooses them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from platform import python_version
+from typing import Any, Protocol
+
+import numpy as np
+
+from backcast.data.examples import Rows
+from backcast.selectors.evidence import Evidence, take_rows
+from backcast.selectors.manifest import Manifest, portable
+
+#: How many of the targets that a row serves best its manifest line names.
+TARGETS = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """A subset of a pool, in the order in which it was chosen.
+
+    Attributes:
+        evidence: the whole pool.
+        indices: (k,) positions in the pool, the first pick first.
+        gains: (k,) float64, by how much each pick raised the selector's objective; NaN where it has none.
+        why: the budget asked and got, the selector and its parameters, the seed, and what made the scores.
+    """
+
+    evidence: Evidence
+    indices: np.ndarray
+    gains: np.ndarray
+    why: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def rows(self) -> Rows:
+        """The chosen examples' `Rows`, in rank order."""
+        return take_rows(self.evidence.rows, self.indices)
+
+    @property
+    def scores(self) -> np.ndarray | None:
+        """(k,) the chosen examples' mean scores; None when the pool was not scored."""
+        return None if self.evidence.scores is None else self.evidence.mean[self.indices]
+
+    def save(self, path: str | Path) -> Manifest:
+        """Write the manifest ``path`` (``*.jsonl``) and its ``*.meta.json``; see `Manifest`.
+
+        Two saves of the same selection are equal byte for byte.
+        """
+        pool = self.evidence.rows
+        meta = {
+            **self.why,
+            "dataset": {
+                "path": portable(pool.dataset, Path(path).resolve().parent),
+                "columns": dict(pool.columns),
+                "fingerprint": pool.fingerprint,
+                "n": len(pool),
+            },
+            "versions": {"python": python_version(), "numpy": np.__version__, "backcast": _own_version()},
+        }
+        manifest = Manifest(Path(path), tuple(self._line(k) for k in range(len(self))), meta)
+        manifest.save()
+        return manifest
+
+    def _line(self, k: int) -> dict[str, Any]:
+        i = self.indices[k]
+        rows, scored = self.evidence.rows, self.evidence.scores is not None
+        return {
+            "row": int(rows.rows[i]),
+            "id": rows.ids[i],
+            "source": rows.sources[i],
+            "rank": k + 1,
+            "score": _number(self.evidence.mean[i]) if scored else None,
+            "gain": _number(self.gains[k]),
+            "weight": 1.0,
+            "targets": self._served(i),
+        }
+
+    def _served(self, i: int) -> list[dict[str, Any]]:
+        """The targets that example ``i`` serves best, best first."""
+        if self.evidence.scores is None:
+            return []
+        scores, names = self.evidence.scores[i], self.evidence.targets
+        best = np.argsort(-scores, kind="stable")[:TARGETS]
+        return [{"target": names[t], "score": _number(scores[t])} for t in best]
+
+
+class Selector(Protocol):
+    """Chooses ``budget`` examples; its parameters are the fields of a frozen dataclass."""
+
+    def select(self, evidence: Evidence, budget: int, rng: np.random.Generator) -> Selection:
+        """At most ``budget`` of the evidence, 1 ≤ budget ≤ n; draws come from ``rng``, in `by_id` order."""
+        ...
+
+
+class Filter(Protocol):
+    """Says which examples a selector may see; its parameters are the fields of a frozen dataclass."""
+
+    def keep(self, evidence: Evidence) -> np.ndarray:
+        """The positions to keep, ascending; at least one."""
+        ...
+
+
+def _number(value: float) -> float | None:
+    """A JSON number of nine digits, which tell any two float32 apart; null for NaN."""
+    return None if np.isnan(value) else float(f"{value:.9g}")
+
+
+def _own_version() -> str:
+    try:
+        return version("backcast")
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,46 @@
+"""Small pools for the tests of this folder."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from backcast.attribution.scores import Scores
+from backcast.data.examples import Rows
+from backcast.files import sha256
+from backcast.selectors import Evidence
+
+RNG = np.random.Generator(np.random.PCG64(0))  # for selectors that draw nothing
+
+
+def rows(n: int, sources: str = "ab", ids: list[str] | None = None) -> Rows:
+    """n examples with ids that are in no order."""
+    return Rows(
+        ids=tuple(ids or [sha256(str(i)) for i in range(n)]),
+        rows=np.arange(n),
+        sources=tuple(sources[i % len(sources)] for i in range(n)),
+    )
+
+
+def scores(values: np.ndarray, pool: Rows | None = None) -> Scores:
+    values = np.asarray(values, dtype=np.float32)
+    n, m = values.shape
+    return Scores(
+        values, pool or rows(n), tuple(f"target {t}" for t in range(m)), "grad_cos", {}, {"model": "m"}
+    )
+
+
+def points(n: int, d: int, seed: int = 0) -> np.ndarray:
+    """(n, d) random unit rows in a few clusters."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(4, d))
+    x = centres[rng.integers(0, 4, n)] + 0.7 * rng.normal(size=(n, d))
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+def evidence(n: int, m: int = 3, d: int = 6, seed: int = 0) -> Evidence:
+    values = np.random.default_rng(seed + 1).normal(size=(n, m))
+    return Evidence.of(scores(values), points(n, d, seed))
+
+
+def shuffled(pool: Evidence, seed: int) -> Evidence:
+    return pool.take(np.random.default_rng(seed).permutation(len(pool)))

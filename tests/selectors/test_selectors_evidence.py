@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from selectors_cases import evidence, points, rows, scores
+
+from backcast.data.examples import Rows
+from backcast.errors import InputError
+from backcast.selectors import Evidence, select
+from backcast.selectors.evidence import unit_rows
+
+
+class Store:
+    """Something with the two attributes of a sketch store that a selector reads."""
+
+    def __init__(self, pool: Rows, values: np.ndarray) -> None:
+        self.rows, self.values = pool, values
+
+    def features(self) -> np.ndarray:
+        return self.values
+
+
+def test_features_come_to_unit_norm_and_zeros_stay() -> None:
+    raw = np.random.default_rng(0).normal(size=(5000, 3)).astype(np.float16) * 100
+    raw[7] = 0
+    unit = unit_rows(raw)
+    assert unit.dtype == np.float32
+    assert not unit[7].any()
+    exact = np.delete(raw, 7, 0).astype(np.float64)
+    exact /= np.linalg.norm(exact, axis=1, keepdims=True)
+    np.testing.assert_array_equal(np.delete(unit, 7, 0), exact.astype(np.float32))
+
+
+def test_features_from_a_store_and_from_an_array_are_alike() -> None:
+    x = points(8, 4)
+    pool = rows(8)
+    np.testing.assert_array_equal(Evidence.of(pool, Store(pool, x)).features, Evidence.of(pool, x).features)
+
+
+def test_a_store_of_other_examples_is_refused() -> None:
+    with pytest.raises(InputError, match="8 other examples than the 7"):
+        Evidence.of(scores(np.ones((7, 1))), Store(rows(8), points(8, 4)))
+
+
+@pytest.mark.parametrize(
+    ("features", "says"),
+    [
+        (np.ones((4, 2)), r"shape \(4, 2\) do not fit a pool of 5"),
+        (np.ones(5), r"not an \(n, d\) array"),
+        (np.full((5, 2), "x"), r"not an \(n, d\) array"),
+        (np.ones((5, 0)), "do not fit"),
+        (np.where(np.arange(5)[:, None] == 3, np.nan, np.ones((5, 2))), "row 3 holds a NaN"),
+        (np.where(np.arange(5)[:, None] == 2, np.inf, np.ones((5, 2))), "row 2 holds a NaN or an infinity"),
+    ],
+)
+def test_broken_features_are_refused(features: np.ndarray, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        Evidence.of(rows(5), features)
+
+
+def test_broken_scores_are_refused() -> None:
+    values = np.ones((5, 2))
+    values[4, 1] = np.nan
+    with pytest.raises(InputError, match="scores: row 4"):
+        Evidence.of(scores(values))
+
+
+def test_an_empty_pool_is_refused() -> None:
+    with pytest.raises(InputError, match="the pool is empty"):
+        select(Rows((), np.arange(0), ()), 1, "random")
+
+
+@pytest.mark.parametrize("method", ["top_k", "round_robin"])
+def test_who_needs_scores_says_so(method: str) -> None:
+    with pytest.raises(InputError, match=f"{method} needs scores: .*backcast score"):
+        select(rows(5), 2, method)
+
+
+@pytest.mark.parametrize("method", ["facility_location", "dedup | random"])
+def test_who_needs_features_says_so(method: str) -> None:
+    with pytest.raises(InputError, match="needs features: give features="):
+        select(scores(np.ones((5, 1))), 2, method)
+
+
+def test_mean_best_and_order() -> None:
+    pool = rows(4, ids=["d", "b", "c", "a"])
+    seen = Evidence.of(scores(np.array([[1, 3], [2, 2], [0, 9], [3, 1]]), pool))
+    np.testing.assert_array_equal(seen.mean, [2, 2, 4.5, 2])
+    np.testing.assert_array_equal(seen.best, [3, 2, 9, 3])
+    np.testing.assert_array_equal(seen.by_id, [3, 1, 2, 0])
+    np.testing.assert_array_equal(seen.ranked(seen.mean), [2, 3, 1, 0])  # equal means by id
+    np.testing.assert_array_equal(seen.ranked(np.array([1.0, 1, 1, 2])), [3, 2, 1, 0])  # equal keys by mean
+
+
+def test_taking_a_part_keeps_all_in_step() -> None:
+    whole = evidence(9)
+    part = whole.take(np.array([4, 1, 8]))
+    assert part.rows.ids == tuple(whole.rows.ids[i] for i in (4, 1, 8))
+    assert part.rows.rows.tolist() == [4, 1, 8]
+    assert part.rows.sources == ("a", "b", "a")
+    np.testing.assert_array_equal(part.mean, whole.mean[[4, 1, 8]])
+    assert whole.features is not None
+    np.testing.assert_array_equal(part.features, whole.features[[4, 1, 8]])
+
+
+def test_the_selectors_do_not_import_torch() -> None:
+    code = "import sys, backcast.selectors; print([m for m in ('torch', 'datasets') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,400 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from PIL import Image
+from selectors_cases import points, rows, scores
+
+from backcast.attribution.scores import Scores
+from backcast.data import Examples, read_examples
+from backcast.errors import InputError
+from backcast.selectors import Manifest, Selection, check, load_subset, select
+from backcast.selectors.manifest import portable
+
+N = 30
+
+
+def write_pool(path: Path, texts: list[str] | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    records = [
+        {"text": text, "source": "ab"[i % 2], "note": i}
+        for i, text in enumerate(texts or [f"example {i}" for i in range(N)])
+    ]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def texts(path: Path) -> list[str]:
+    return [json.loads(line)["text"] for line in path.read_text().splitlines()]
+
+
+def score(path: Path) -> Scores:
+    values = np.random.default_rng(0).normal(size=(N, 5))
+    return scores(values, read_examples(path).index)
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Path:
+    return write_pool(tmp_path / "data" / "pool.jsonl")
+
+
+@pytest.fixture
+def selection(pool: Path) -> Selection:
+    return select(score(pool), "20%", "dedup | facility_location", 5, features=points(N, 8))
+
+
+@pytest.fixture
+def manifest(selection: Selection, tmp_path: Path) -> Path:
+    return selection.save(tmp_path / "run" / "subset.jsonl").path
+
+
+def test_a_manifest_comes_back_as_it_went(selection: Selection, manifest: Path) -> None:
+    loaded = Manifest.load(manifest)
+    assert len(loaded) == 6
+    assert loaded.rows.tolist() == selection.rows.rows.tolist()
+    assert loaded.ids == selection.rows.ids
+    assert loaded.weights.tolist() == [1] * 6
+    assert [line["rank"] for line in loaded.lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["source"] for line in loaded.lines] == list(selection.rows.sources)
+    np.testing.assert_allclose([line["gain"] for line in loaded.lines], selection.gains, rtol=1e-8)
+    assert selection.scores is not None
+    np.testing.assert_allclose([line["score"] for line in loaded.lines], selection.scores, rtol=1e-8)
+
+
+def test_a_line_names_the_targets_that_it_serves_best(selection: Selection, manifest: Path) -> None:
+    values = selection.evidence.scores
+    assert values is not None
+    for line in Manifest.load(manifest).lines:
+        served = [(int(t["target"].split()[1]), t["score"]) for t in line["targets"]]
+        assert [t for t, _ in served] == np.argsort(-values[line["row"]])[:3].tolist()
+        assert [np.float32(s) for _, s in served] == sorted(values[line["row"]], reverse=True)[:3]
+
+
+def test_the_meta_file_tells_what_made_it(manifest: Path, pool: Path) -> None:
+    meta = json.loads(manifest.with_name("subset.meta.json").read_text())
+    assert meta["schema"] == 1
+    assert meta["dataset"] == {
+        "path": "../data/pool.jsonl",
+        "columns": {"text": "text", "source": "source"},
+        "fingerprint": read_examples(pool).index.fingerprint,
+        "n": N,
+    }
+    assert meta["budget"] == {"asked": "20%", "got": 6}
+    assert meta["selector"]["params"] == {"dedup": {"threshold": 0.98}, "facility_location": {"quality": 2.0}}
+    assert meta["seed"] == 5
+    assert meta["origin"] == {"model": "m"}
+    assert meta["versions"]["numpy"] == np.__version__
+
+
+def test_rows_alone_leave_scores_and_gains_empty(tmp_path: Path) -> None:
+    saved = select(rows(9), 3, "random").save(tmp_path / "subset.jsonl")
+    line = Manifest.load(saved.path).lines[0]
+    assert (line["score"], line["gain"], line["targets"]) == (None, None, [])
+    assert saved.meta["scores"] is None
+    assert saved.dataset == ""
+
+
+# ------------------------------------------------------------------ the same bytes again
+
+AGAIN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_selectors_manifest import run_once
+run_once(Path(sys.argv[2]))
+"""
+
+
+def run_once(folder: Path) -> dict[str, bytes]:
+    pool = write_pool(folder / "data" / "pool.jsonl")
+    chosen = select(score(pool), "40%", "dedup | facility_location", 5, features=points(N, 8))
+    chosen.save(folder / "subsets" / "facility_location.jsonl")
+    select(score(pool), "40%", "random", 5, balance="source").save(folder / "subsets" / "random.jsonl")
+    return {file.name: file.read_bytes() for file in (folder / "subsets").iterdir()}
+
+
+def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
+    """In another run folder, with more threads and another hash seed."""
+    command = [sys.executable, "-c", AGAIN, str(Path(__file__).parent), str(tmp_path / "there")]
+    subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "2", "PYTHONHASHSEED": "1"}, check=True)
+    there = {file.name: file.read_bytes() for file in (tmp_path / "there" / "subsets").iterdir()}
+    here = run_once(tmp_path / "here")
+    assert len(here) == 4
+    assert here == there
+
+
+def test_saving_twice_writes_the_same_bytes(selection: Selection, manifest: Path) -> None:
+    before = {file.name: file.read_bytes() for file in manifest.parent.iterdir()}
+    selection.save(manifest)
+    assert {file.name: file.read_bytes() for file in manifest.parent.iterdir()} == before
+    assert sorted(before) == ["subset.jsonl", "subset.meta.json"]
+
+
+# ------------------------------------------------------------------ where the data are
+
+
+@pytest.mark.parametrize(
+    ("dataset", "folder", "stored"),
+    [
+        ("/a/run/pool.jsonl", "/a/run", "./pool.jsonl"),
+        ("/a/run/data/pool.jsonl", "/a/run", "./data/pool.jsonl"),
+        ("/a/run/data/pool.jsonl", "/a/run/subsets/x", "../../data/pool.jsonl"),
+        ("/a/run/data/pool:train", "/a/run/subsets", "../data/pool:train"),
+        ("/a/run", "/a/run/subsets", ".."),
+        ("/a/data/pool.jsonl", "/a/b/c/d", "/a/data/pool.jsonl"),
+        ("/data/pool.jsonl", "/runs", "/data/pool.jsonl"),
+        ("someone/dataset", "/a", "someone/dataset"),
+        ("", "/a", ""),
+    ],
+)
+def test_how_a_manifest_names_its_data(dataset: str, folder: str, stored: str) -> None:
+    assert portable(dataset, Path(folder)) == stored
+
+
+@pytest.mark.parametrize(
+    "dataset", ["/a/run/data/pool.jsonl", "/elsewhere/pool.jsonl", "someone/dataset", "/a"]
+)
+def test_the_name_leads_back(dataset: str) -> None:
+    path = Path("/a/run/subset.jsonl")
+    assert Manifest(path, (), {"dataset": {"path": portable(dataset, path.parent)}}).dataset == dataset
+
+
+def test_manifest_and_data_can_move_together(manifest: Path, tmp_path: Path) -> None:
+    shutil.copytree(tmp_path, tmp_path.with_name(f"{tmp_path.name}-moved"))
+    moved = tmp_path.with_name(f"{tmp_path.name}-moved")
+    shutil.rmtree(tmp_path / "data")
+    assert check(moved / "run" / "subset.jsonl")
+    with pytest.raises(InputError, match="no such file"):
+        check(manifest)
+    assert check(manifest, moved / "data" / "pool.jsonl")
+
+
+# ------------------------------------------------------------------ broken manifests
+
+
+def edit_line(number: int, change: Callable[[dict[str, Any]], Any]) -> Callable[[list[str]], list[str]]:
+    def edited(lines: list[str]) -> list[str]:
+        value = json.loads(lines[number - 1])
+        change(value)
+        return [*lines[: number - 1], json.dumps(value) + "\n", *lines[number:]]
+
+    return edited
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda lines: [*lines[:3], lines[3][:20]], r"subset.jsonl:4: not a JSON object, perhaps cut off"),
+        (lambda lines: lines[:4], r"subset.jsonl:4: the file is not the one that subset.meta.json"),
+        (lambda lines: [], r"subset.jsonl:0: the file is not the one"),
+        (lambda lines: [*lines[:2], "[1]\n", *lines[3:]], r"subset.jsonl:3: .*'row' is missing"),
+        (lambda lines: [*lines[:2], "\n", *lines[3:]], r"subset.jsonl:3: not a JSON object"),
+        (lambda lines: [*lines[:2], "\ud800\n", *lines[3:]], r"subset.jsonl:3: not a JSON object"),
+        (lambda lines: lines[:2] + lines[3:], r"subset.jsonl:3: rank 4 where 3 belongs"),
+        (edit_line(2, lambda v: v.pop("id")), r"subset.jsonl:2: .*'id' is missing or wrong"),
+        (edit_line(5, lambda v: v.update(row="7")), r"subset.jsonl:5: .*'row' is missing or wrong"),
+        (edit_line(5, lambda v: v.update(weight=9.0)), r"subset.jsonl:6: the file is not the one"),
+    ],
+)
+def test_broken_lines_are_named(manifest: Path, change: Callable[[list[str]], list[str]], says: str) -> None:
+    lines = manifest.read_text().splitlines(keepends=True)
+    manifest.write_bytes("".join(change(lines)).encode(errors="surrogatepass"))
+    with pytest.raises(InputError, match=says) as refused:
+        Manifest.load(manifest)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda meta: meta.update(schema=2), "not the meta file of a manifest of schema 1"),
+        (lambda meta: meta.pop("schema"), "not the meta file"),
+        (lambda meta: meta.pop("seed"), "'seed' is missing or wrong"),
+        (lambda meta: meta.update(dataset="pool.jsonl"), "'dataset' is missing or wrong"),
+        (lambda meta: meta["dataset"].pop("columns"), "'columns' is missing or wrong"),
+    ],
+)
+def test_a_broken_meta_file_is_named(
+    manifest: Path, change: Callable[[dict[str, Any]], Any], says: str
+) -> None:
+    path = manifest.with_name("subset.meta.json")
+    meta = json.loads(path.read_text())
+    change(meta)
+    path.write_text(json.dumps(meta))
+    with pytest.raises(InputError, match=f"subset.meta.json:1: .*{says}"):
+        Manifest.load(manifest)
+
+
+def test_a_missing_half_is_named(manifest: Path) -> None:
+    meta = manifest.with_name("subset.meta.json")
+    content = meta.read_text()
+    meta.write_text(content[: len(content) // 2])
+    with pytest.raises(InputError, match=r"subset.meta.json:\d+: not valid JSON"):
+        Manifest.load(manifest)
+    meta.unlink()
+    with pytest.raises(InputError, match=r"subset.jsonl: its subset.meta.json is missing"):
+        Manifest.load(manifest)
+    manifest.unlink()
+    with pytest.raises(InputError, match=r"subset.jsonl: no such manifest"):
+        Manifest.load(manifest)
+
+
+def test_lines_of_one_save_and_meta_of_another_are_no_manifest(manifest: Path, pool: Path) -> None:
+    """What a kill between the two writes leaves."""
+    meta = manifest.with_name("subset.meta.json")
+    older = meta.read_bytes()
+    select(score(pool), "20%", "top_k").save(manifest)
+    assert check(manifest)
+    meta.write_bytes(older)
+    with pytest.raises(InputError, match=r"not the one that subset\.meta\.json was written for"):
+        check(manifest)
+
+
+@pytest.mark.parametrize("name", ["subset.json", "subset", "subset.meta.json"])
+def test_a_manifest_is_called_jsonl(selection: Selection, tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match=r"ends in \.jsonl"):
+        selection.save(tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
+# ------------------------------------------------------------------ check
+
+
+def test_a_manifest_fits_the_data_it_was_made_from(manifest: Path, pool: Path) -> None:
+    report = check(manifest)
+    assert report
+    assert report.ok
+    assert report.same_pool
+    assert report.summary == f"{manifest}: all 6 rows fit {pool}"
+    assert check(manifest, read_examples(pool))
+
+
+def test_moved_changed_and_missing_rows_are_found(pool: Path, tmp_path: Path) -> None:
+    whole = texts(pool)
+    seen = scores(-np.arange(N, dtype=float)[:, None], read_examples(pool).index)
+    manifest = select(seen, 4, "top_k").save(tmp_path / "subset.jsonl").path  # rows 0, 1, 2, 3
+
+    write_pool(pool, [whole[1], "another", whole[5], whole[3]])
+    report = check(manifest)
+    assert not report
+    assert report.moved == ((1, 0),)
+    assert report.changed == (0, 2)
+    assert report.missing == ()
+    write_pool(pool, [*whole[:3], "the last row is another"])
+    report = check(manifest)
+    assert (report.moved, report.changed, report.missing) == ((), (3,), ())
+    write_pool(pool, [whole[3], whole[1]])
+    report = check(manifest)
+    assert report.moved == ((3, 0),)
+    assert report.changed == (0,)
+    assert report.missing == (2,)
+    assert report.summary == (
+        f"{manifest}: of 4 rows in {pool}: 1 moved (first: row 3, now 0), 1 changed (first: row 0), "
+        "1 missing (first: row 2); select again"
+    )
+
+
+def test_other_rows_may_come_and_change(pool: Path, tmp_path: Path) -> None:
+    whole = texts(pool)
+    seen = scores(-np.arange(N, dtype=float)[:, None], read_examples(pool).index)
+    manifest = select(seen, 4, "top_k").save(tmp_path / "subset.jsonl").path
+    write_pool(pool, [*whole, "one more"])
+    report = check(manifest)
+    assert report
+    assert not report.same_pool
+    assert report.summary.endswith(f"fit {pool} (but were chosen from a pool of 30 examples, these are 31)")
+    write_pool(pool, [*whole[:-1], "changed"])
+    assert check(manifest).summary.endswith("(but were chosen from a pool with other rows beside them)")
+
+
+def test_a_row_named_twice_is_found(manifest: Path) -> None:
+    loaded = Manifest.load(manifest)
+    twice = (*loaded.lines, {**loaded.lines[2], "rank": 7})
+    Manifest(manifest, twice, loaded.meta).save()
+    report = check(manifest)
+    assert not report
+    assert report.duplicated == (loaded.lines[2]["row"],)
+
+
+def test_a_changed_pixel_is_found(tmp_path: Path) -> None:
+    records = []
+    for i in range(4):
+        Image.new("L", (4, 4), 10 * i).save(tmp_path / f"{i}.png")
+        records.append({"image": f"{i}.png", "caption": "a square"})
+    pool = tmp_path / "pool.jsonl"
+    pool.write_text("".join(json.dumps(r) + "\n" for r in records))
+    manifest = select(read_examples(pool).index, 4, "random").save(tmp_path / "subset.jsonl").path
+    assert check(manifest)
+    image = Image.open(tmp_path / "2.png").copy()
+    image.putpixel((1, 1), 21)
+    image.save(tmp_path / "2.png")
+    assert check(manifest).changed == (2,)
+
+
+def test_examples_in_memory_are_checked_when_given(tmp_path: Path) -> None:
+    examples = Examples.from_fields([{"text": str(i)} for i in range(8)])
+    manifest = select(examples.index, 3, "random").save(tmp_path / "subset.jsonl").path
+    assert check(manifest, examples)
+    with pytest.raises(InputError, match="selected from examples in memory"):
+        check(manifest)
+
+
+# ------------------------------------------------------------------ load_subset
+
+
+def test_the_subset_has_the_columns_of_the_data_and_a_weight(selection: Selection, manifest: Path) -> None:
+    subset = load_subset(manifest)
+    chosen = selection.indices.tolist()
+    assert subset["text"][:] == [f"example {i}" for i in chosen]
+    assert subset["note"][:] == chosen
+    assert subset["weight"][:] == [1.0] * 6
+    assert subset.column_names == ["text", "source", "note", "weight"]
+
+
+def test_the_weights_follow_their_rows(manifest: Path) -> None:
+    loaded = Manifest.load(manifest)
+    Manifest(
+        manifest, tuple({**line, "weight": line["row"] / 2} for line in loaded.lines), loaded.meta
+    ).save()
+    subset = load_subset(manifest)
+    assert subset["weight"][:] == [row / 2 for row in subset["note"][:]]
+
+
+def test_the_data_may_be_kept_in_another_format(manifest: Path, pool: Path, tmp_path: Path) -> None:
+    Dataset.from_list([json.loads(line) for line in pool.read_text().splitlines()]).to_parquet(
+        tmp_path / "p.parquet"
+    )
+    assert load_subset(manifest, tmp_path / "p.parquet")[:] == load_subset(manifest)[:]
+
+
+def test_own_column_names_are_remembered(tmp_path: Path) -> None:
+    pool = tmp_path / "pool.jsonl"
+    pool.write_text("".join(json.dumps({"Q": f"q{i}", "A": f"a{i}", "text": "t"}) + "\n" for i in range(5)))
+    examples = read_examples(pool, {"prompt": "Q", "response": "A"})
+    manifest = select(examples.index, 5, "random").save(tmp_path / "subset.jsonl").path
+    subset = load_subset(manifest)
+    assert subset["Q"][:] == [f"q{i}" for i in Manifest.load(manifest).rows]
+
+
+def test_changed_data_are_not_loaded(manifest: Path, pool: Path) -> None:
+    write_pool(pool, list(reversed(texts(pool))))
+    with pytest.raises(InputError, match=r"of 6 rows .* 6 moved"):
+        load_subset(manifest)
+
+
+def test_a_weight_of_the_data_is_not_hidden(pool: Path, tmp_path: Path) -> None:
+    records = [{**json.loads(line), "weight": 2} for line in pool.read_text().splitlines()]
+    pool.write_text("".join(json.dumps(r) + "\n" for r in records))
+    manifest = select(score(pool), 5).save(tmp_path / "subset.jsonl").path
+    with pytest.raises(InputError, match="own column 'weight'"):
+        load_subset(manifest)
