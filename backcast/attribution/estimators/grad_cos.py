@@ -1,0 +1,17 @@
+"""Cosines of gradients at the last checkpoint."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from backcast.attribution.estimators.blocks import blocks
+from backcast.attribution.store import SketchStore, unit_rows
+
+
+def grad_cos(train: SketchStore, target: list[np.ndarray]) -> np.ndarray:
+    """score(x, z) = ⟨∇ℓ(x), ∇ℓ(z)⟩ / ‖∇ℓ(x)‖‖∇ℓ(z)‖: `grad_dot` for which no example is loud.
+
+    Source: Charpiat et al. 2019, Input similarity from the neural network perspective, equation 5.
+    """
+    towards = unit_rows(target[-1]).T
+    return blocks(train, -1, lambda g: unit_rows(g) @ towards)

@@ -1,0 +1,16 @@
+"""Inner products of gradients at the last checkpoint."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from backcast.attribution.estimators.blocks import blocks
+from backcast.attribution.store import SketchStore
+
+
+def grad_dot(train: SketchStore, target: list[np.ndarray]) -> np.ndarray:
+    """score(x, z) = ⟨∇ℓ(x), ∇ℓ(z)⟩: how far a step on x lowers z's loss, to first order.
+
+    Source: Charpiat et al. 2019, Input similarity from the neural network perspective, equation 2.
+    """
+    return blocks(train, -1, lambda g: g @ target[-1].T)

@@ -1,0 +1,33 @@
+"""Influence summed over the checkpoints of a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from backcast.attribution.estimators.blocks import blocks
+from backcast.attribution.store import SketchStore, unit_rows
+
+
+def tracin(train: SketchStore, target: list[np.ndarray], cosine: bool = False) -> np.ndarray:
+    """score(x, z) = Σ_c η_c ⟨∇ℓ_c(x), ∇ℓ_c(z)⟩ over the checkpoints c with learning rates η_c.
+
+    Args:
+        cosine: normalise both gradients at every checkpoint, so that neither outliers nor early, steep checkpoints
+            outweigh the rest.
+
+    Sources: Pruthi et al. 2020, Estimating training data influence by tracing gradient descent, equation 2
+    (TracInCP); for the cosine, Xia et al. 2024, LESS, equation 3.
+    """
+    norm = unit_rows if cosine else np.asarray
+    scores = np.zeros((len(train), len(target[0])), dtype=np.float32)
+    for c, rate in enumerate(train.learning_rates):
+        towards = np.float32(rate) * norm(target[c]).T
+        scores += blocks(train, c, partial(_project, norm, towards))
+    return scores
+
+
+def _project(norm: Callable[[np.ndarray], np.ndarray], towards: np.ndarray, g: np.ndarray) -> np.ndarray:
+    return norm(g) @ towards

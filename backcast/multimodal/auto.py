@@ -1,0 +1,34 @@
+"""The model and the task that suit a user's data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from backcast.data import Examples
+from backcast.errors import InputError
+from backcast.multimodal.clip import ClipTask, load_clip
+from backcast.tasks import CausalLMTask, Task, load_causal_lm
+
+
+def load_task(model: str, pool: Examples) -> tuple[nn.Module, Task]:
+    """Load ``model`` as the kind that ``pool``'s fields ask for: CLIP for captioned images, a causal LM for text.
+
+    Args:
+        model: a folder or an id, as `load_clip` or `load_causal_lm` takes it.
+        pool: the training examples; a CLIP task draws its bank of negatives from them.
+
+    Raises:
+        InputError: a model that cannot be loaded, or fields that no task reads.
+    """
+    fields: dict[str, Any] = dict(pool[0].fields)
+    if "image" in fields and "caption" in fields:
+        network, preprocess, tokenizer = load_clip(model)
+        return network, ClipTask(preprocess, tokenizer, pool)
+    if "image" in fields:
+        raise InputError(
+            f"{pool.dataset}: images without captions; backcast trains image-text pairs and text so far"
+        )
+    network, tokenizer = load_causal_lm(model)
+    return network, CausalLMTask(tokenizer)

@@ -1,0 +1,64 @@
+"""What collection, fine-tuning and evaluation ask of a model family."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backcast.data import Example
+
+Batch = Mapping[str, Any]
+
+
+class Task(ABC):
+    """Binds a model family: what a batch is, what one example's loss is, and what a run is measured by.
+
+    Only `collate` and `loss` are obligatory. A loss must be a function of the example alone: two batches that share
+    an example give it the same loss.
+    """
+
+    #: What `evaluate` returns, and whether more of it is better.
+    metric: str = "loss"
+    higher_is_better: bool = False
+
+    @abstractmethod
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """A batch of B examples: a mapping whose tensors lie on the CPU."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(B,) per-example losses, differentiable."""
+
+    def modules(self, model: nn.Module) -> dict[str, nn.Module]:
+        """The modules whose weight gradients are sketched, by name; every Linear and Conv2d unless overridden."""
+        return {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+
+    def prepare(self, model: nn.Module) -> None:
+        """Compute what the loss holds constant at the model's present weights. Called whenever they have changed."""
+        return
+
+    def objective(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The scalar that fine-tuning minimises; the mean loss unless overridden."""
+        return self.loss(model, batch).mean()
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, examples: Sequence[Example]) -> float:
+        """The metric of the model on ``examples``; the mean loss unless overridden."""
+        self.prepare(model)
+        losses = [self.loss(model, on_device(self.collate(b), model)) for b in batches(examples, 64)]
+        return torch.cat(losses).double().mean().item()
+
+
+def batches(examples: Sequence[Example], size: int) -> list[Sequence[Example]]:
+    """Consecutive slices of at most ``size`` examples."""
+    return [examples[start : start + size] for start in range(0, len(examples), size)]
+
+
+def on_device(batch: Batch, model: nn.Module) -> Batch:
+    """The batch with its tensors on the model's device."""
+    device = next(model.parameters()).device
+    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
