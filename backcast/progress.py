@@ -19,6 +19,11 @@ console = Console(stderr=True)
 _live: Progress | None = None
 
 
+def silence() -> None:
+    """Show nothing from here on: for worker processes, which share their parent's terminal."""
+    console.quiet = True
+
+
 @contextmanager
 def progress(description: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
     """Show a bar while the block runs; yields ``advance(steps)``.

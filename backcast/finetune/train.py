@@ -27,12 +27,12 @@ class FinetuneConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: int = Field(100, ge=1)
-    batch_size: int = Field(64, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    warmup_steps: int = Field(10, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    steps: int = Field(default=100, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup_steps: int = Field(default=10, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
 
     def rate(self, step: int) -> float:
         """The learning rate of a step: a linear warm-up, then half a cosine down to zero."""
@@ -101,5 +101,7 @@ def _shuffled(n: int, size: int, seed: int) -> Iterator[list[int]]:
 
 
 def _save(model: nn.Module, path: str | Path, rate: float) -> Checkpoint:
-    write_atomic(path, save({name: value.contiguous() for name, value in model.state_dict().items()}))
+    state = model.state_dict()
+    names = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]  # a shared tensor once
+    write_atomic(path, save({name: state[name].contiguous() for name in names if name in state}))
     return Checkpoint(str(path), rate)
