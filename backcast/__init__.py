@@ -1,0 +1,85 @@
+"""From the score you need back to the data you need.
+
+The public names. Each is imported when it is first used, so that ``import backcast`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from backcast.attribution import (
+        Checkpoint,
+        GradientIndex,
+        Scores,
+        SketchStore,
+        attribute,
+        collect,
+        near_duplicates,
+    )
+    from backcast.data import Examples, read_examples
+    from backcast.finetune import FinetuneConfig, sweep
+    from backcast.kernels import SketchSpec
+    from backcast.multimodal import ClipTask, load_clip, split
+    from backcast.report import Report, write_report
+    from backcast.scaling import fit_law
+    from backcast.selectors import Manifest, Selection, check, load_subset, select
+    from backcast.tasks import CausalLMTask, Task, load_causal_lm
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CausalLMTask",
+    "Checkpoint",
+    "ClipTask",
+    "Examples",
+    "FinetuneConfig",
+    "GradientIndex",
+    "Manifest",
+    "Report",
+    "Scores",
+    "Selection",
+    "SketchSpec",
+    "SketchStore",
+    "Task",
+    "__version__",
+    "attribute",
+    "check",
+    "collect",
+    "fit_law",
+    "load_causal_lm",
+    "load_clip",
+    "load_subset",
+    "near_duplicates",
+    "read_examples",
+    "select",
+    "split",
+    "sweep",
+    "write_report",
+]
+
+_FLOORS = {
+    "attribution": ("Checkpoint GradientIndex Scores SketchStore attribute collect near_duplicates"),
+    "data": "Examples read_examples",
+    "finetune": "FinetuneConfig sweep",
+    "kernels": "SketchSpec",
+    "multimodal": "ClipTask load_clip split",
+    "report": "Report write_report",
+    "scaling": "fit_law",
+    "selectors": "Manifest Selection check load_subset select",
+    "tasks": "CausalLMTask Task load_causal_lm",
+}
+_FLOOR_OF = {name: floor for floor, names in _FLOORS.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FLOOR_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_FLOOR_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
