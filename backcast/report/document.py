@@ -1,0 +1,185 @@
+"""What a report says, as data: written beside the page, so that the page can be made again."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from backcast.scaling.inversion import Status
+
+
+def _none_for_infinity(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isinf(value) else value
+
+
+Positive = Annotated[float, Field(gt=0)]
+#: A number of examples; None stands for infinity, which JSON cannot write.
+Count = Annotated[Positive | None, BeforeValidator(_none_for_infinity)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def shown(n: float) -> str:
+    """A number of examples to three digits: 1,230."""
+    rounded = float(f"{n:.3g}")
+    return f"{rounded:,.0f}" if rounded >= 10 else f"{rounded:g}"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Figure(_Part):
+    """A number worth a line of its own, e.g. ``Figure(name="AUROC", value="0.94", wanted="≥ 0.90", met=True)``."""
+
+    name: str
+    value: str
+    wanted: str | None = None
+    met: bool | None = None
+
+
+class Observation(_Part):
+    """One run: a selector's subset of n examples, and the metric that it reached."""
+
+    selector: str
+    n: Positive
+    seed: int
+    metric: float
+
+
+class Fitted(_Part):
+    """A selector's learning curve at K values of n, ascending, with its central band of probability ``level``."""
+
+    selector: str
+    n: list[Positive]
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+    level: Share
+
+    @model_validator(mode="after")
+    def _equally_long(self) -> Self:
+        if len({len(self.n), len(self.mean), len(self.low), len(self.high)}) > 1:
+            raise ValueError("n, mean, low and high must be equally long")
+        return self
+
+
+class Answer(_Part):
+    """How much data a selector needs for a target: an `Inversion` without its samples; no end is None."""
+
+    selector: str
+    target: float
+    n: Count
+    low: Count
+    high: Count
+    p_unreachable: Share
+    status: Status
+    sentence: str
+
+    @property
+    def found(self) -> bool:
+        """Whether n means something."""
+        return self.n is not None and self.status in ("reached", "extrapolated")
+
+    @property
+    def words(self) -> str:
+        """n* for a glance: the number, or why there is none."""
+        if self.found:
+            return f"≈ {shown(self.n or 0)}"
+        return "out of reach" if self.status == "unreachable" else "cannot tell yet"
+
+    @property
+    def interval(self) -> str:
+        """The interval in words."""
+        if self.low is None:
+            return "no amount is enough"
+        return (
+            f"{shown(self.low)} or more" if self.high is None else f"{shown(self.low)} to {shown(self.high)}"
+        )
+
+
+class Curves(_Part):
+    """Runs, fitted curves and answers of every selector; ``full`` is the metric of the whole pool."""
+
+    metric: str
+    higher_is_better: bool
+    target: float | None = None
+    observed: list[Observation] = Field(min_length=1)
+    fitted: list[Fitted] = []
+    answers: list[Answer] = []
+    full: float | None = None
+
+    @property
+    def selectors(self) -> list[str]:
+        """In order of first appearance; a selector's place gives its colour and its marker."""
+        everywhere: list[Observation | Fitted | Answer] = [*self.observed, *self.fitted, *self.answers]
+        return list(dict.fromkeys(item.selector for item in everywhere))
+
+
+class Pair(_Part):
+    """A training example and its score.
+
+    Attributes:
+        row: its place in the pool.
+        text: its caption, or prompt and response as ``prompt → response``.
+        image: its picture, a path relative to the run's folder.
+        parts: modality → its signed part of the score.
+        image_map: the image's part by patch, (h, w), over the whole picture.
+        tokens: the text's part by token (the response's, where there is a prompt), as they are to be read.
+        note: what is known about it, e.g. "wrong caption".
+    """
+
+    row: int
+    score: float
+    text: str
+    image: str | None = None
+    parts: dict[str, float] | None = None
+    image_map: list[list[float]] | None = None
+    tokens: list[tuple[str, float]] | None = None
+    note: str | None = None
+
+    @model_validator(mode="after")
+    def _rectangular(self) -> Self:
+        if self.image_map is not None and (not self.image_map or len({len(r) for r in self.image_map}) > 1):
+            raise ValueError("image_map must be a grid of equally long rows")
+        return self
+
+
+class Neighbours(_Part):
+    """A target and the training examples whose gradients are nearest to its own, as (cosine, example)."""
+
+    query: Pair
+    found: list[tuple[float, Pair]]
+
+
+class Report(_Part):
+    """A run's whole report.
+
+    Attributes:
+        answer: sentences; the first is the headline.
+        best, worst: the examples with the highest and the lowest scores, the extreme ones first.
+        duplicates: the pairs to show, as (cosine, example, example), of ``duplicates_found`` in all.
+        next_run: the run to make next, in words.
+        timings: (step, seconds), in the order in which they ran.
+        sources: column (the pool, then each selector) → source → how many examples.
+    """
+
+    title: str
+    answer: list[str] = Field(min_length=1)
+    figures: list[Figure] = []
+    curves: Curves | None = None
+    best: list[Pair] = []
+    worst: list[Pair] = []
+    neighbours: list[Neighbours] = []
+    duplicates: list[tuple[float, Pair, Pair]] = []
+    duplicates_found: int = 0
+    next_run: str | None = None
+    timings: list[tuple[str, Annotated[float, Field(ge=0)]]] = []
+    sources: dict[str, dict[str, int]] | None = None
+
+    @model_validator(mode="after")
+    def _all_found(self) -> Self:
+        if self.duplicates_found < len(self.duplicates):
+            raise ValueError("duplicates_found is less than the number of pairs in duplicates")
+        return self
