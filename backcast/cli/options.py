@@ -1,0 +1,87 @@
+"""Options and output that several commands share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from backcast.errors import InputError
+
+if TYPE_CHECKING:
+    from backcast.attribution import Checkpoint
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+Seed = Annotated[int, typer.Option(help="Of every random choice.", min=0)]
+Columns = Annotated[
+    str | None,
+    typer.Option(help="The data's own names of its fields: prompt=question,response=answer."),
+]
+Checkpoints = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--checkpoint",
+        metavar="PATH[=RATE]",
+        help="Weights to visit, with the learning rate of the steps around them; give it once for each.",
+    ),
+]
+
+
+def columns(value: str | None) -> dict[str, str] | None:
+    """``prompt=question,response=answer`` as a mapping."""
+    if value is None:
+        return None
+    pairs = [pair.partition("=") for pair in value.split(",")]
+    if not all(field.strip() and own.strip() for field, _, own in pairs):
+        raise InputError(
+            f"--columns {value!r}: write field=COLUMN pairs, e.g. prompt=question,response=answer"
+        )
+    return {field.strip(): own.strip() for field, _, own in pairs}
+
+
+def checkpoints(values: Sequence[str] | None) -> list[Checkpoint] | None:
+    """``PATH=RATE`` options as checkpoints."""
+    from backcast.attribution import Checkpoint
+
+    found = []
+    for value in values or ():
+        path, _, rate = value.partition("=")
+        try:
+            found.append(Checkpoint(path, float(rate or 1.0)))
+        except ValueError:
+            raise InputError(
+                f"--checkpoint {value!r}: {rate!r} is no learning rate; write PATH=0.001"
+            ) from None
+    return found or None
+
+
+def show(value: Mapping[str, Any], as_json: bool) -> None:
+    """Print a command's result: one JSON object, or a line for each entry."""
+    if as_json:
+        print(json.dumps(value, allow_nan=False))
+        return
+    width = max(map(len, value))
+    for key, entry in value.items():
+        print(f"{key.replace('_', ' '):{width}}  {entry}")
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows as a table on stdout; the first row's keys are the columns."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False)
+    for name in rows[0]:
+        numeric = all(isinstance(row[name], (int, float)) or row[name] is None for row in rows)
+        shown.add_column(name.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*(_cell(value) for value in row.values()))
+    Console().print(shown)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
