@@ -60,7 +60,7 @@ __all__ = [
 ]
 
 _FLOORS = {
-    "attribution": ("Checkpoint GradientIndex Scores SketchStore attribute collect near_duplicates"),
+    "attribution": "Checkpoint GradientIndex Scores SketchStore attribute collect near_duplicates",
     "data": "Examples read_examples",
     "finetune": "FinetuneConfig sweep",
     "kernels": "SketchSpec",

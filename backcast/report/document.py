@@ -49,7 +49,10 @@ class Observation(_Part):
 
 
 class Fitted(_Part):
-    """A selector's learning curve at K values of n, ascending, with its central band of probability ``level``."""
+    """A selector's learning curve at K values of n, ascending, with its central band of probability ``level``.
+
+    ``upto`` is the largest n of the runs that it was fitted to, where that is not every run.
+    """
 
     selector: str
     n: list[Positive]
@@ -57,6 +60,7 @@ class Fitted(_Part):
     low: list[float]
     high: list[float]
     level: Share
+    upto: Positive | None = None
 
     @model_validator(mode="after")
     def _equally_long(self) -> Self:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from backcast.report.document import Answer, Curves
+from backcast.report.document import Answer, Curves, Fitted
 
 #: Stand-ins that a plot is drawn in; its SVG names the page's variables in their place, and so follows the page from
 #: light to dark.
@@ -66,8 +66,8 @@ class _Axis(NamedTuple):
 def curves_svg(curves: Curves, frame: Frame = WIDE) -> str:
     """Learning curves over n and, in rows below them on the same axis, every answer n* with its interval.
 
-    Small dots are runs, markers their means; a line and its band are the fitted curve, dashed past the last run. The
-    same curves give the same bytes.
+    Small dots are runs, markers their means; a line and its band are the fitted curve, dashed past the
+    runs that it was fitted to. The same curves give the same bytes.
     """
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
@@ -126,8 +126,8 @@ def _style(font: int) -> dict[Any, Any]:
 def _axis(curves: Curves) -> _Axis:
     """Every run, and the answers as far as `REACH`."""
     runs = [o.n for o in curves.observed]
-    ends = [n for a in curves.answers for n in (a.n, a.low, a.high) if n is not None]
-    shown = runs + [n for n in ends if min(runs) / 2 <= n <= max(runs) * REACH]
+    ends = [n for a in curves.answers for n in (a.n if a.found else None, a.low, a.high)]
+    shown = runs + [n for n in ends if n is not None and min(runs) / 2 <= n <= max(runs) * REACH]
     left, right = min(shown) / 1.15, max(shown) * 1.15
     return _Axis(left, right, right / left > LOG_SPAN)
 
@@ -152,13 +152,7 @@ def _draw_curves(ax: Axes, curves: Curves, axis: _Axis) -> None:
         colour, marker = SERIES[place % len(SERIES)], MARKERS[place % len(MARKERS)]
         if curve := fitted.get(selector):
             n, mean = np.array(curve.n), np.array(curve.mean)
-            ax.fill_between(n, curve.low, curve.high, color=colour, alpha=0.11, linewidth=0, zorder=2)
-            seen = n <= last
-            ahead = ~seen | np.append(
-                ~seen[1:], False
-            )  # from the last point that was seen, so that no gap is left
-            ax.plot(n[seen], mean[seen], color=colour, linewidth=2.2, zorder=4)
-            ax.plot(n[ahead], mean[ahead], color=colour, linewidth=2.2, dashes=(2.5, 1.5), zorder=4)
+            _draw_fit(ax, curve, curve.upto or last, colour)
             heights += mean[(n >= axis.left) & (n <= axis.right)].tolist()
         runs = np.array([(o.n, o.metric) for o in curves.observed if o.selector == selector]).reshape(-1, 2)
         budgets = np.unique(runs[:, 0])
@@ -182,6 +176,16 @@ def _draw_curves(ax: Axes, curves: Curves, axis: _Axis) -> None:
     ax.set_ylim(low - margin, high + margin)
     ax.yaxis.set_major_locator(MaxNLocator(5))
     ax.grid(axis="y", linewidth=1)
+
+
+def _draw_fit(ax: Axes, curve: Fitted, upto: float, colour: str) -> None:
+    """The band and the line, dashed past ``upto``."""
+    n, mean = np.array(curve.n), np.array(curve.mean)
+    ax.fill_between(n, curve.low, curve.high, color=colour, alpha=0.11, linewidth=0, zorder=2)
+    turn = int((n <= upto).sum())
+    ax.plot(n[:turn], mean[:turn], color=colour, linewidth=2.2, zorder=4)
+    ahead = slice(max(turn - 1, 0), None)  # from the solid line's end, so that no gap is left
+    ax.plot(n[ahead], mean[ahead], color=colour, linewidth=2.2, dashes=(2.5, 1.5), zorder=4)
 
 
 def _draw_levels(ax: Axes, curves: Curves) -> None:

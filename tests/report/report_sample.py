@@ -69,7 +69,7 @@ def digits_report(folder: Path) -> Report:
     auroc = float((scores[~spoilt][:, None] > scores[spoilt]).mean())
     twins = [(float(_unit(pixels)[i] @ _unit(pixels)[j]), pair(i), pair(j)) for i, j in corpus.truth.pairs]
     return Report(
-        title="1,200 captioned scans of handwritten digits, 30 % of them spoilt; a CLIP of 0.4 million weights",
+        title="Captioned scans of handwritten digits, 30 % of them spoilt",
         answer=[
             "For an accuracy of 0.80, take 208 well-chosen examples; at random it takes 549.",
             "At 40 % of the pool, facility_location reaches 0.862, as good as the full pool's 0.846. The score tells "

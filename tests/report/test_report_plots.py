@@ -14,7 +14,7 @@ from PIL import Image
 from report_sample import digits_curves
 
 from backcast.errors import InputError
-from backcast.report import Answer, Curves, Observation
+from backcast.report import Answer, Curves, Fitted, Observation
 from backcast.report.pictures import EDGE, HARMS, HELPS, THROUGH, heat_map, picture
 from backcast.report.plots import NARROW, WIDE, Frame, curves_svg
 
@@ -74,6 +74,24 @@ def test_the_means_of_the_runs_are_where_they_belong():
         slope = (yb - ya) / (b - a)
         # Distances, as a tick's text sits a little below its line.
         assert np.diff(marks[:, 1]) == pytest.approx(slope * np.diff(means), abs=0.01)
+
+
+def test_a_line_is_dashed_past_the_runs_that_it_was_fitted_to():
+    runs = [Observation(selector="a", n=n, seed=0, metric=0.5) for n in (100, 800)]
+
+    def ends(upto: float | None) -> list[list[float]]:
+        """Where the solid and the dashed line begin and end."""
+        flat = {"mean": [0.5] * 5, "low": [0.4] * 5, "high": [0.6] * 5}
+        fitted = Fitted(selector="a", n=[100, 200, 400, 800, 900], level=0.9, upto=upto, **flat)
+        plot = Plot(Curves(metric="m", higher_is_better=True, observed=runs, fitted=[fitted]))
+        lines = [p for p in plot.root.iter("path") if "stroke-width: 2.2" in p.attrib.get("style", "")]
+        solid, dashed = sorted(lines, key=lambda line: "stroke-dasharray" in line.attrib["style"])
+        places = [re.findall(r"[ML] (\S+)", line.attrib["d"]) for line in (solid, dashed)]
+        left, right = plot.words()["100"][0], plot.words()["800"][0]
+        return [[100 * 8 ** ((float(x[i]) - left) / (right - left)) for i in (0, -1)] for x in places]
+
+    assert np.allclose(ends(None), [[100, 800], [800, 900]], rtol=1e-3)
+    assert np.allclose(ends(200), [[100, 200], [200, 900]], rtol=1e-3)
 
 
 def test_a_narrow_range_has_a_linear_axis():
