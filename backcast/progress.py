@@ -28,7 +28,8 @@ def silence() -> None:
 def progress(description: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
     """Show a bar while the block runs; yields ``advance(steps)``.
 
-    Bars may nest: the outermost block owns the display, inner ones add a line to it.
+    Bars may nest: the outermost block owns the display, inner ones add a line to it. Where stderr is no terminal
+    there are none: a bar that is drawn once, when it is full, tells nobody anything.
     """
     global _live
     if _live is None:
@@ -39,7 +40,7 @@ def progress(description: str, total: int | None = None) -> Iterator[Callable[[i
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=console) as _live:
+        with Progress(*columns, console=console, disable=not console.is_terminal) as _live:
             try:
                 yield _bar(_live, description, total)
             finally:

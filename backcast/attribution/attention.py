@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeGuard
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from backcast.errors import InputError
 
 
 class OpenAttention(nn.Module):
@@ -20,7 +23,8 @@ class OpenAttention(nn.Module):
         self.heads = fused.num_heads
         self.batch_first = fused.batch_first
         self.dropout = fused.dropout
-        self.in_proj = _linear(fused.in_proj_weight, fused.in_proj_bias)  # type: ignore[arg-type]
+        self.in_proj = _linear(fused.in_proj_weight, fused.in_proj_bias)
+        self.in_proj_bias = None  # keeps nn.TransformerEncoderLayer off its fast path, which calls no module
         self.out_proj = _linear(fused.out_proj.weight, fused.out_proj.bias)
 
     def forward(
@@ -36,7 +40,10 @@ class OpenAttention(nn.Module):
     ) -> tuple[Tensor, None]:
         """Self-attention of (B, T, E), or (T, B, E) where the original is not batch-first."""
         if need_weights or not (query is key is value):
-            raise NotImplementedError("only self-attention without returned weights can be opened")
+            raise InputError(
+                "an nn.MultiheadAttention is called across two sequences, or for its weights; "
+                "only self-attention without weights can be tracked"
+            )
         x = query if self.batch_first else query.transpose(0, 1)
         B, T, _ = x.shape
         q, k, v = self.in_proj(x).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
@@ -45,20 +52,22 @@ class OpenAttention(nn.Module):
             mask = mask.view(B, self.heads, *mask.shape[1:])
         if key_padding_mask is not None:
             padding = F._canonical_mask(key_padding_mask, "key_padding_mask", None, "", q.dtype)
-            mask = padding[:, None, None] if mask is None else mask + padding[:, None, None]
+            padding = padding[:, None, None]  # type: ignore[index]
+            mask = padding if mask is None else mask + padding
         dropout = self.dropout if self.training else 0.0
         out = F.scaled_dot_product_attention(q, k, v, mask, dropout)
         out = self.out_proj(out.transpose(1, 2).reshape(B, T, -1))
         return (out if self.batch_first else out.transpose(0, 1)), None
 
 
-def _linear(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
+def _linear(weight: Tensor | None, bias: Tensor | None) -> nn.Linear:
+    assert weight is not None  # see _openable
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight, linear.bias = weight, bias  # type: ignore[assignment]
     return linear
 
 
-def _openable(module: nn.Module) -> bool:
+def _openable(module: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
     return (
         type(module) is nn.MultiheadAttention
         and module.in_proj_weight is not None

@@ -64,6 +64,15 @@ def _check_comparable(train: SketchStore, target: SketchStore) -> None:
             f"{target.path}: its sketch spec {_short(target)} is not {train.path}'s {_short(train)}; "
             f"collect the target with '--like {train.path}'"
         )
+    if train.header.layers != target.header.layers:
+        raise InputError(
+            f"{target.path}: tracks other layers than {train.path}; collect both with the same task and model"
+        )
+    if train.header.origin != target.header.origin:
+        raise InputError(
+            f"{target.path}: collected with another loss than {train.path} (its settings or its bank of negatives); "
+            f"collect the target with '--like {train.path}'"
+        )
     if train.checkpoints != target.checkpoints:
         raise InputError(
             f"{target.path}: collected at other checkpoints than {train.path}; collect both with the same model"

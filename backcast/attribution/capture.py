@@ -51,7 +51,7 @@ class GradientCapture:
     """Sketches per-example gradients as a backward pass runs; a context manager around forward and backward.
 
     No weight gradient is computed: every parameter is frozen inside the context, and only gradients by activations
-    flow. A module that is called several times, or shares its weight, adds up, as its gradient does.
+    flow. The uses of a module that is called several times add up, and so do those of modules with one weight.
 
     Args:
         model: the model that holds the modules.
@@ -64,9 +64,11 @@ class GradientCapture:
         self.modules = modules
         self.spec = spec
         device = next(model.parameters()).device
+        weights: dict[str, Tensor] = {name: m.weight for name, m in modules.items()}  # type: ignore[misc]
+        first: dict[Tensor, str] = {}  # a shared weight has one operator, or its gradients would not add up
         self._sketchers = {
-            name: sketcher(spec, name, m.weight.shape[0], m.weight[0].numel(), device)  # type: ignore[arg-type, index]
-            for name, m in modules.items()
+            name: sketcher(spec, first.setdefault(w, name), w.shape[0], w[0].numel(), device)
+            for name, w in weights.items()
         }
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._frozen: list[nn.Parameter] = []
@@ -104,6 +106,8 @@ class GradientCapture:
         return self._sum
 
     def _on_forward(self, name: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return output  # a constant of the loss, such as a reference model's answer
         to_input, to_output = next(v for t, v in AS_LINEAR.items() if isinstance(module, t))
         layer = self._sketchers[name]
         kept = layer.keep(to_input(module, args[0].detach()))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -48,27 +47,32 @@ class Checkpoint:
         try:
             if path.suffix == ".safetensors":
                 return load_file(path)
-            return torch.load(path, map_location="cpu", weights_only=True)
+            weights = torch.load(path, map_location="cpu", weights_only=True)
         except FileNotFoundError:
             raise InputError(f"{path}: no such checkpoint") from None
-        except (SafetensorError, RuntimeError, EOFError) as error:
+        except Exception as error:  # a broken file makes the readers raise anything
             raise InputError(
                 f"{path}: not a readable checkpoint ({' '.join(str(error).split())[:120]})"
             ) from None
+        if not isinstance(weights, dict):
+            raise InputError(f"{path}: holds a {type(weights).__name__}, not a state dict of named tensors")
+        return weights
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: str) -> None:
-    """Load a checkpoint's weights; raises `InputError` where they are not this model's."""
-    try:
-        missing, unexpected = model.load_state_dict(weights, strict=False)
-    except RuntimeError as error:
-        raise InputError(
-            f"{path}: weights of another shape ({str(error).split(':')[-1].strip()[:120]})"
-        ) from None
-    tied = {name for name, _ in model.named_parameters()} if missing else set()
-    if unexpected or set(missing) & tied:
-        odd = [*unexpected, *(set(missing) & tied)]
-        raise InputError(f"{path}: not a checkpoint of this model (for one, {sorted(odd)[0]} does not fit)")
+    """Load a checkpoint's weights; raises `InputError`, and loads none, where they are not this model's."""
+    own = model.state_dict()
+    parameters = {name for name, _ in model.named_parameters()}  # a shared one once: it may be saved once
+    odd = (weights.keys() - own.keys()) | (parameters - weights.keys())
+    if odd:
+        raise InputError(f"{path}: not a checkpoint of this model (for one, {min(odd)} does not fit)")
+    for name, value in own.items():
+        if name in weights and weights[name].shape != value.shape:
+            raise InputError(
+                f"{path}: {name} has shape {tuple(weights[name].shape)}, this model's {tuple(value.shape)}; "
+                "take a checkpoint of the same architecture"
+            )
+    model.load_state_dict(weights, strict=False)
 
 
 def weights_hash(model: nn.Module) -> str:

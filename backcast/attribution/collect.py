@@ -18,6 +18,7 @@ from backcast.attribution.checkpoints import Checkpoint, load_weights, weights_h
 from backcast.attribution.store import Header, SketchStore
 from backcast.data import Examples
 from backcast.errors import InputError
+from backcast.files import whole_folder
 from backcast.kernels import SketchSpec, default_kind
 from backcast.progress import progress
 from backcast.tasks import Task, batches, on_device
@@ -68,18 +69,24 @@ def collect(
         raise InputError(f"dtype {dtype!r} cannot be stored; choose float32 or float16")
     device = next(model.parameters()).device
     spec = like.spec if like else spec or SketchSpec(kind=default_kind(device))
+    with opened_attention(model):
+        modules = tracked(model, task)
+        _log_coverage(model, modules)
     header = Header(
         spec=spec,
+        layers={name: list(module.weight.shape) for name, module in modules.items()},  # type: ignore[arg-type, operator, union-attr]
         rows=examples.index,
         checkpoints=tuple(_describe(model, checkpoints)),
         dtype=dtype,
         shard_rows=shard_rows,
-        origin={"model": type(model).__name__, "task": type(task).__name__},
+        origin={
+            "model": type(model).__name__,
+            "task": type(task).__name__,
+            "settings": dict(task.settings()),
+        },
     )
-    with opened_attention(model):
-        _log_coverage(model, tracked(model, task))
-    store = SketchStore.create(out, header)
-    _fill(store, model, task, examples, checkpoints, batch_size)
+    with whole_folder(out):
+        _fill(SketchStore.create(out, header), model, task, examples, checkpoints, batch_size)
     return SketchStore.open(out)
 
 
@@ -125,6 +132,15 @@ def tracked(model: nn.Module, task: Task) -> dict[str, nn.Module]:
     return modules
 
 
+def tracked_weights(model: nn.Module, task: Task) -> list[Tensor]:
+    """The weights of the `tracked` modules, each once."""
+    weights: dict[int, Tensor] = {}
+    for module in tracked(model, task).values():
+        assert isinstance(module.weight, Tensor)
+        weights[id(module.weight)] = module.weight
+    return list(weights.values())
+
+
 def _log_coverage(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
     total = sum(p.numel() for p in model.parameters())
     weights = {id(m.weight): m.weight.numel() for m in modules.values()}  # type: ignore[union-attr, operator]
@@ -154,8 +170,8 @@ def visiting(model: nn.Module, checkpoint: Checkpoint | None) -> Iterator[None]:
         yield
         return
     own = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    load_weights(model, checkpoint.weights(), checkpoint.path)
     try:
+        load_weights(model, checkpoint.weights(), checkpoint.path)
         yield
     finally:
         model.load_state_dict(own)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import faiss
 import numpy as np
 
@@ -29,14 +31,13 @@ class GradientIndex:
         features = store.features()
         n, d = features.shape
         self.exact = n <= EXACT_ROWS if exact is None else exact
-        if self.exact:
-            self.index = faiss.IndexFlatIP(d)
-        else:
-            self.index = _inverted_file(features)
+        self.index = faiss.IndexFlatIP(d) if self.exact else _inverted_file(features)
         self.index.add(features)
 
     def search(self, queries: np.ndarray | SketchStore, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
         """(q, k) cosines, falling, and the (q, k) rows of the store that have them.
+
+        The approximate index gives row -1 where the lists it looks at hold fewer than k rows.
 
         Args:
             queries: (q, C·k) rows as `SketchStore.features` gives them, or a store of the same spec and checkpoints.
@@ -60,7 +61,7 @@ class GradientIndex:
 def _inverted_file(features: np.ndarray) -> faiss.Index:
     n, d = features.shape
     lists = max(1, min(int(4 * np.sqrt(n)), n // 39))
-    index = faiss.index_factory(d, f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
+    index: Any = faiss.index_factory(d, f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
     index.cp.seed = 0
     index.nprobe = max(1, lists // 3)
     sample = np.random.default_rng(0).permutation(n)[: 64 * lists]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,14 +27,16 @@ class Header:
 
     Attributes:
         spec: the sketch.
+        layers: the tracked modules by name, and their weights' shapes.
         rows: the examples, in order.
         checkpoints: for each, its name, its learning rate and the SHA-256 of its weights.
         dtype: float32 or float16.
         shard_rows: examples in a shard.
-        origin: model and task, for the reader of a manifest.
+        origin: the model's and the task's type, and the task's settings; copied into scores and manifests.
     """
 
     spec: SketchSpec
+    layers: Mapping[str, Sequence[int]]
     rows: Rows
     checkpoints: tuple[Mapping[str, Any], ...]
     dtype: str = "float32"
@@ -45,6 +47,7 @@ class Header:
         return {
             "schema": SCHEMA,
             "spec": self.spec.to_json(),
+            "layers": {name: list(shape) for name, shape in self.layers.items()},
             "rows": self.rows.to_json(),
             "checkpoints": [dict(c) for c in self.checkpoints],
             "dtype": self.dtype,
@@ -56,6 +59,7 @@ class Header:
     def from_json(cls, value: dict[str, Any]) -> Header:
         return cls(
             spec=SketchSpec.from_json(value["spec"]),
+            layers=value["layers"],
             rows=Rows.from_json(value["rows"]),
             checkpoints=tuple(value["checkpoints"]),
             dtype=value["dtype"],
@@ -102,11 +106,13 @@ class SketchStore:
         if (path / "store.json").is_file():
             if _read_header(path).to_json() != json.loads(json.dumps(header.to_json())):
                 raise InputError(
-                    f"{path}: holds sketches of other data, weights or spec; choose another folder or delete this one"
+                    f"{path}: of other data, weights or settings; choose another folder or delete this one"
                 )
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        elif path.exists() and (not path.is_dir() or set(path.iterdir()) - set(_partial(path))):
             raise InputError(f"{path}: not a sketch store, and not empty; choose another place")
-        else:
+        for leftover in _partial(path):
+            leftover.unlink()
+        if not (path / "store.json").is_file():
             write_json(path / "store.json", header.to_json())
         return cls(path, header)
 
@@ -141,15 +147,15 @@ class SketchStore:
     def write(self, checkpoint: int, shard: int, sketches: np.ndarray) -> None:
         """Write one shard's (rows, k) sketches; raises `InputError` when they do not fit the store's dtype."""
         ids = self.rows.ids[self.header.shards()[shard]]
-        stored = np.ascontiguousarray(sketches, dtype=self.header.dtype)
+        with np.errstate(over="ignore"):
+            stored = np.ascontiguousarray(sketches, dtype=self.header.dtype)
         if not np.isfinite(stored).all():
             row = int(np.argmin(np.isfinite(stored).all(axis=1)))
             raise InputError(
                 f"the gradient of example {ids[row]} is not finite in {self.header.dtype}; "
                 "collect in float32, or look for a loss that overflows"
             )
-        metadata = {"ids": json.dumps(ids), "sha256": sha256(stored.tobytes())}
-        write_atomic(self._shard(checkpoint, shard), save({"sketches": stored}, metadata))
+        write_atomic(self._shard(checkpoint, shard), save({"sketches": stored}, _metadata(ids, stored)))
 
     def shards(self, checkpoint: int) -> Iterator[tuple[slice, np.ndarray]]:
         """(rows, their (r, k) float32 sketches), shard by shard, checksums verified."""
@@ -175,15 +181,27 @@ class SketchStore:
 
     def _read(self, checkpoint: int, shard: int) -> np.ndarray:
         path = self._shard(checkpoint, shard)
+        ids = self.rows.ids[self.header.shards()[shard]]
         try:
             with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
+                metadata = file.metadata()
                 sketches = file.get_tensor("sketches")
         except (SafetensorError, FileNotFoundError):
-            sketches, metadata = np.empty(0), {}
-        if metadata.get("sha256") != sha256(sketches.tobytes()):
+            sketches, metadata = np.empty(0), None
+        fits = sketches.shape == (len(ids), self.spec.dim) and sketches.dtype == self.header.dtype
+        if not fits or metadata != _metadata(ids, sketches):
             raise InputError(f"{path}: damaged shard; delete it and run the same 'backcast collect' again")
         return sketches
+
+
+def _metadata(ids: Sequence[str], sketches: np.ndarray) -> dict[str, str]:
+    # One entry: safetensors writes several in an order that changes from run to run.
+    return {"shard": json.dumps({"ids": ids, "sha256": sha256(sketches.tobytes())})}
+
+
+def _partial(path: Path) -> list[Path]:
+    """What `write_atomic` leaves behind when it is killed."""
+    return list(path.rglob(".*.partial"))
 
 
 def unit_rows(x: np.ndarray) -> np.ndarray:
@@ -196,8 +214,7 @@ def _read_header(path: Path) -> Header:
     if not (path / "store.json").is_file():
         raise InputError(f"{path}: not a sketch store (no store.json); write one with 'backcast collect'")
     value = read_json(path / "store.json")
-    if value.get("schema") != SCHEMA:
-        raise InputError(
-            f"{path}: store schema {value.get('schema')!r}, this backcast reads {SCHEMA}; collect again"
-        )
+    schema = value.get("schema") if isinstance(value, dict) else None
+    if schema != SCHEMA:
+        raise InputError(f"{path}: store schema {schema!r}, this backcast reads {SCHEMA}; collect again")
     return Header.from_json(value)

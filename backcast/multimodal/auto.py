@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
 from backcast.data import Examples
@@ -22,13 +20,23 @@ def load_task(model: str, pool: Examples) -> tuple[nn.Module, Task]:
     Raises:
         InputError: a model that cannot be loaded, or fields that no task reads.
     """
-    fields: dict[str, Any] = dict(pool[0].fields)
-    if "image" in fields and "caption" in fields:
+    if _captioned(pool):
         network, preprocess, tokenizer = load_clip(model)
         return network, ClipTask(preprocess, tokenizer, pool)
-    if "image" in fields:
+    if "image" in pool[0].fields:
         raise InputError(
             f"{pool.dataset}: images without captions; backcast trains image-text pairs and text so far"
         )
     network, tokenizer = load_causal_lm(model)
     return network, CausalLMTask(tokenizer)
+
+
+def check_same_kind(pool: Examples, other: Examples) -> None:
+    """Raise `InputError` where the task that ``pool`` asks for cannot read ``other``."""
+    if _captioned(pool) != _captioned(other):
+        kinds = [f"{e.dataset} has {'captioned images' if _captioned(e) else 'text'}" for e in (other, pool)]
+        raise InputError(f"{', '.join(kinds)}: both must be of one kind")
+
+
+def _captioned(examples: Examples) -> bool:
+    return {"image", "caption"} <= examples[0].fields.keys()

@@ -61,6 +61,9 @@ class ClipTask(Task):
         self._captions: dict[str, Tensor] = {}
         self._bank_embeddings: tuple[Tensor, Tensor] | None = None
 
+    def settings(self) -> dict[str, Any]:
+        return {"bank": self.bank.index.fingerprint}
+
     def modules(self, model: nn.Module) -> dict[str, nn.Module]:
         """Every Linear and Conv2d but the patch embedding, whose gradient would drown the other layers' in a cosine."""
         embedding = embedding_modules(model)["image"]
@@ -91,13 +94,14 @@ class ClipTask(Task):
         own = scale * (u * v).sum(1, keepdim=True) + bias
         bank = [example.fields["caption"] for example in self.bank]
         same = torch.tensor([[c == other for other in bank] for c in batch["captions"]], device=own.device)
-        return 0.5 * sum(
+        image_to_text, text_to_image = (
             torch.logsumexp(
                 torch.cat([own, (scale * x @ others.T + bias).masked_fill(same, -torch.inf)], 1), 1
             )
             - own[:, 0]
             for x, others in ((u, bank_texts), (v, bank_images))
         )
+        return (image_to_text + text_to_image) / 2
 
     def objective(self, model: nn.Module, batch: Batch) -> Tensor:
         """The batch's symmetric contrastive loss; every pair of an equal caption is a positive.
@@ -144,8 +148,8 @@ class ClipTask(Task):
     def words(self, caption: str) -> list[str]:
         """The caption's tokens as strings, for a text map's entries from the second on."""
         tokens = self._tokens(caption)
-        decode = getattr(self.tokenizer, "tokenizer", self.tokenizer).decode
-        return [decode([token]).strip() for token in tokens[_words(tokens)].tolist()]
+        tokenizer: Any = getattr(self.tokenizer, "tokenizer", self.tokenizer)
+        return [tokenizer.decode([token]).strip() for token in tokens[_words(tokens)].tolist()]
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, examples: Sequence[Example]) -> float:
@@ -227,7 +231,6 @@ def load_clip(name: str) -> tuple[nn.Module, Callable[[Any], Tensor], Callable[[
     """
     import open_clip
 
-    logging.getLogger().setLevel(logging.ERROR)
     if Path(name).is_dir():
         _check_folder(Path(name))
         identifier, tag = f"local-dir:{name}", None
@@ -239,17 +242,20 @@ def load_clip(name: str) -> tuple[nn.Module, Callable[[Any], Tensor], Callable[[
             raise InputError(
                 f"{name}: not a folder, and no pretrained tag is named; write e.g. 'ViT-B-32/openai'"
             )
+    logging.disable(logging.ERROR)  # open_clip reports each step to the root logger; what matters it raises
     try:
-        model, _, preprocess = open_clip.create_model_and_transforms(identifier, pretrained=tag)
+        model, preprocess = open_clip.create_model_from_pretrained(identifier, tag)
         tokenizer = open_clip.get_tokenizer(identifier)
     except Exception as error:  # open_clip raises whatever its loaders do
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{name}: open_clip cannot load this model ({reason})") from None
+    finally:
+        logging.disable(logging.NOTSET)
     return model, preprocess, tokenizer
 
 
 def _check_folder(folder: Path) -> None:
     if not (folder / "open_clip_config.json").is_file():
         raise InputError(f"{folder}: no open_clip_config.json; this folder holds no CLIP model")
-    if not any(folder.glob(pattern) for pattern in ("*.safetensors", "*.bin", "*.pth")):
+    if not any(path.suffix in (".safetensors", ".bin", ".pth") for path in folder.iterdir()):
         raise InputError(f"{folder}: a model folder without weights; add open_clip_model.safetensors")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,11 +15,12 @@ from torch import Tensor, nn
 
 from backcast.attribution import Checkpoint, SketchStore
 from backcast.attribution.attention import opened_attention
-from backcast.attribution.collect import evaluation_mode, tracked, visiting
+from backcast.attribution.checkpoints import weights_hash
+from backcast.attribution.collect import evaluation_mode, tracked_weights, visiting
 from backcast.data import Examples
 from backcast.errors import InputError
 from backcast.progress import progress
-from backcast.tasks import Batch, batches, on_device
+from backcast.tasks import Batch, on_device
 
 #: Half the distance, in weight space, between the two losses of the central difference.
 EPSILON = 1e-3
@@ -26,6 +28,7 @@ EPSILON = 1e-3
 AT_ONCE = 256
 
 
+@runtime_checkable
 class MultimodalTask(Protocol):
     """What a task adds to `backcast.tasks.Task` so that its scores can be split."""
 
@@ -37,6 +40,9 @@ class MultimodalTask(Protocol):
 
     def maps(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """modality → attributions (B, ...) summed over the embedding dimension, e.g. (B, h, w) and (B, L)."""
+
+    def words(self, caption: str) -> list[str]:
+        """A text's tokens as strings, for a text map's entries from the second on."""
 
 
 @dataclass(frozen=True)
@@ -114,11 +120,12 @@ def split(
         max_steps: of the integral.
 
     Raises:
-        InputError: an example that ``train`` does not hold, targets that are not ``target``'s, an unknown group.
+        InputError: an example that ``train`` does not hold, targets that are not ``target``'s, weights or a task other
+            than the stores', an unknown group.
 
     Sources: Sundararajan et al. 2017, Axiomatic attribution for deep networks, equation 1; Captum's implementation.
     """
-    _check(examples, wanted, train, target, groups, towards)
+    _check(task, examples, wanted, train, target, groups, towards)
     place = {identity: row for row, identity in enumerate(train.rows.ids)}
     rows = np.array([place[identity] for identity in examples.index.ids])
     total: dict[str, Any] = {}
@@ -127,19 +134,23 @@ def split(
         progress("split by modality", len(train.checkpoints) * len(examples)) as done,
     ):
         for c, described in enumerate(train.checkpoints):
-            norms = np.linalg.norm(train.sketches(c)[rows], axis=1) if cosine else np.ones(len(rows))
-            rates = described["learning_rate"] / norms
-            with visiting(model, checkpoints[c] if checkpoints else None), opened_attention(model):
-                task.prepare(model)
-                weights = [module.weight for module in tracked(model, task).values()]
-                for amounts, chosen in _directions(
-                    target.sketches(c), groups, towards, len(examples), cosine
-                ):
-                    line = _Line(model, task, weights, _direction(model, task, wanted, weights, amounts))
-                    for block in np.array_split(chosen, -(-len(chosen) // 16)):
-                        result = line.integrate(examples[block], tolerance, max_steps)
-                        _accumulate(total, block, len(examples), rates[block], result)
-                        done(len(block))
+            rates = described["learning_rate"] * _scales(train.sketches(c)[rows], cosine)
+            with visiting(model, checkpoints[c] if checkpoints else None):
+                if weights_hash(model) != described["sha256"]:
+                    raise InputError(
+                        f"{train.path}: was collected at other weights (checkpoint {c + 1}, {described['name']}); "
+                        "give its own checkpoints"
+                    )
+                with opened_attention(model):
+                    task.prepare(model)
+                    weights = tracked_weights(model, task)
+                    directions = _directions(target.sketches(c), groups, towards, len(examples), cosine)
+                    for amounts, chosen in directions:
+                        line = _Line(model, task, weights, _direction(model, task, wanted, weights, amounts))
+                        for block in np.array_split(chosen, -(-len(chosen) // 16)):
+                            result = line.integrate(examples[block], tolerance, max_steps)
+                            _accumulate(total, block, len(examples), rates[block], result)
+                            done(len(block))
     change = total["score"] - total["baseline"]
     summed = sum(total["parts"].values())
     return Split(
@@ -150,6 +161,7 @@ def split(
 
 
 def _check(
+    task: Any,
     examples: Examples,
     wanted: Examples,
     train: SketchStore,
@@ -157,6 +169,13 @@ def _check(
     groups: Sequence[str] | None,
     towards: Sequence[str] | None,
 ) -> None:
+    if len(examples) == 0:
+        raise InputError("nothing to split: there are no examples")
+    if dict(task.settings()) != train.header.origin.get("settings"):
+        raise InputError(
+            f"{train.path}: was collected with another loss (its settings or its bank of negatives); "
+            "split with the same task"
+        )
     unknown = set(examples.index.ids) - set(train.rows.ids)
     if unknown:
         raise InputError(
@@ -164,6 +183,9 @@ def _check(
         )
     if wanted.index.ids != target.rows.ids:
         raise InputError(f"{target.path}: its rows are not the target examples; collect the target again")
+    for names, rows, kind in ((groups, wanted, "targets"), (towards, examples, "examples")):
+        if names is not None and len(names) != len(rows):
+            raise InputError(f"{len(names)} group names for {len(rows)} {kind}; give one for each")
     if towards is not None and set(towards) - set(groups or ()):
         raise InputError(f"no target group is named {sorted(set(towards) - set(groups or ()))[0]!r}")
 
@@ -181,16 +203,21 @@ def _directions(
     """
     everyone = np.arange(examples)
     if groups is None:
-        norms = np.linalg.norm(target, axis=1) if cosine else np.ones(len(target))
-        return [(1 / (len(target) * norms), everyone)]
+        return [(_scales(target, cosine) / len(target), everyone)]
     by_group = {}
     for name in dict.fromkeys(groups):
         member = np.array([group == name for group in groups], dtype=np.float64)
         member /= member.sum()
-        by_group[name] = member / (np.linalg.norm(member @ target) if cosine else 1.0)
+        by_group[name] = member * _scales(member @ target, cosine)
     if towards is None:
-        return [(sum(by_group.values()) / len(by_group), everyone)]  # type: ignore[operator]
+        return [(np.mean(list(by_group.values()), axis=0), everyone)]
     return [(by_group[n], everyone[[t == n for t in towards]]) for n in dict.fromkeys(towards)]
+
+
+def _scales(gradients: np.ndarray, cosine: bool) -> np.ndarray:
+    """What a score multiplies each of the (..., k) gradients by: 1/‖g‖, 0 where there is none, or 1."""
+    norms = np.linalg.norm(gradients.astype(np.float64), axis=-1) if cosine else np.ones(gradients.shape[:-1])
+    return np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)
 
 
 def _direction(
@@ -200,11 +227,11 @@ def _direction(
     kept = np.flatnonzero(amounts)
     direction = [torch.zeros_like(weight) for weight in weights]
     with _requiring_grad(weights):
-        for block in batches(wanted[kept], 64):
-            ids = {e.id for e in block}
-            scale = torch.tensor([a for e, a in zip(wanted[kept], amounts[kept], strict=True) if e.id in ids])
-            losses = task.loss(model, on_device(task.collate(block), model))
-            gradients = torch.autograd.grad((losses * scale.to(losses)).sum(), weights, allow_unused=True)
+        for first in range(0, len(kept), 64):
+            block = kept[first : first + 64]
+            losses = task.loss(model, on_device(task.collate(wanted[block]), model))
+            scale = torch.from_numpy(amounts[block]).to(losses)
+            gradients = torch.autograd.grad((losses * scale).sum(), weights, allow_unused=True)
             for d, g in zip(direction, gradients, strict=True):
                 if g is not None:
                     d += g
@@ -216,7 +243,7 @@ class _Line:
 
     def __init__(self, model: nn.Module, task: Any, weights: list[Tensor], w: list[Tensor]) -> None:
         self.model, self.task, self.weights = model, task, weights
-        self.length = float(torch.sqrt(sum((d.double() ** 2).sum() for d in w)))  # type: ignore[call-overload]
+        self.length = math.sqrt(sum(d.double().square().sum().item() for d in w))
         self.unit = [d / max(self.length, 1e-30) for d in w]
 
     def integrate(self, examples: Examples, tolerance: float, max_steps: int) -> dict[str, Any]:

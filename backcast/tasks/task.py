@@ -37,6 +37,10 @@ class Task(ABC):
         """The modules whose weight gradients are sketched, by name; every Linear and Conv2d unless overridden."""
         return {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
 
+    def settings(self) -> Mapping[str, Any]:
+        """What the loss depends on beside model and example, as JSON; a store of other settings is not resumed."""
+        return {}
+
     def prepare(self, model: nn.Module) -> None:
         """Compute what the loss holds constant at the model's present weights. Called whenever they have changed."""
         return

@@ -11,7 +11,8 @@ from backcast.attribution.store import SketchStore, unit_rows
 def grad_cos(train: SketchStore, target: list[np.ndarray]) -> np.ndarray:
     """score(x, z) = ⟨∇ℓ(x), ∇ℓ(z)⟩ / ‖∇ℓ(x)‖‖∇ℓ(z)‖: `grad_dot` for which no example is loud.
 
-    Source: Charpiat et al. 2019, Input similarity from the neural network perspective, equation 5.
+    Source: Charpiat et al. 2019, Input similarity from the neural network perspective; there of the output, not the
+    loss.
     """
     towards = unit_rows(target[-1]).T
     return blocks(train, -1, lambda g: unit_rows(g) @ towards)

@@ -11,6 +11,6 @@ from backcast.attribution.store import SketchStore
 def grad_dot(train: SketchStore, target: list[np.ndarray]) -> np.ndarray:
     """score(x, z) = ⟨∇ℓ(x), ∇ℓ(z)⟩: how far a step on x lowers z's loss, to first order.
 
-    Source: Charpiat et al. 2019, Input similarity from the neural network perspective, equation 2.
+    Source: Pruthi et al. 2020, Estimating training data influence by tracing gradient descent: one step of TracIn.
     """
     return blocks(train, -1, lambda g: g @ target[-1].T)

@@ -18,8 +18,8 @@ def tracin(train: SketchStore, target: list[np.ndarray], cosine: bool = False) -
         cosine: normalise both gradients at every checkpoint, so that neither outliers nor early, steep checkpoints
             outweigh the rest.
 
-    Sources: Pruthi et al. 2020, Estimating training data influence by tracing gradient descent, equation 2
-    (TracInCP); for the cosine, Xia et al. 2024, LESS, equation 3.
+    Sources: Pruthi et al. 2020, Estimating training data influence by tracing gradient descent (TracInCP); for the
+    cosine, Xia et al. 2024, LESS, section 3.2.
     """
     norm = unit_rows if cosine else np.asarray
     scores = np.zeros((len(train), len(target[0])), dtype=np.float32)
