@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from backcast.attribution import Checkpoint
 from backcast.attribution.collect import visiting
 from backcast.data import Examples
 from backcast.errors import InputError
-from backcast.files import read_json, sha256, write_atomic, write_json
+from backcast.files import read_json, sha256, sha256_file, write_atomic, write_json
 from backcast.finetune.train import FinetuneConfig, finetune
-from backcast.multimodal import load_task
+from backcast.multimodal import check_same_kind, load_task
 from backcast.progress import progress, silence
 from backcast.selectors import Manifest
 
@@ -90,15 +93,16 @@ def sweep(
         The table: for each run selector, budget, n, seed, metric, seconds, and measure, the metric's name.
 
     Raises:
-        InputError: a model or data that do not fit, or a run that diverges.
+        InputError: a model or data that do not fit, a run that diverges, or a worker process that was killed.
     """
     if not runs:
         raise InputError("nothing to sweep: there are no runs; give at least one subset")
+    check_same_kind(pool, test)
     out = Path(out)
     config = config or FinetuneConfig()
     common = [
-        model,
-        _weights_stamp(model, start),
+        _identity(model),
+        _identity(start.path) if start else None,
         pool.index.fingerprint,
         test.index.fingerprint,
         config.model_dump(),
@@ -143,6 +147,10 @@ def _measure(
         files = {executor.submit(_Worker.run, run): file for file, run in todo.items()}
         for future in as_completed(files):
             yield files[future], future.result()
+    except BrokenProcessPool:
+        raise InputError(
+            "a worker process died, most often for want of memory; sweep with fewer workers, finished runs are kept"
+        ) from None
     finally:
         executor.shutdown(cancel_futures=True)
 
@@ -165,7 +173,9 @@ class _Worker:
     def start(cls, *args: Any) -> None:
         # One thread each: spinning threads of several processes on the same cores are many times slower.
         torch.set_num_threads(1)
+        threadpool_limits(1)
         silence()
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
         cls.here = cls(*args)
 
     @staticmethod
@@ -173,8 +183,15 @@ class _Worker:
         self = _Worker.here
         began = time.perf_counter()
         self.model.load_state_dict(self.weights)
-        finetune(self.model, self.task, self.pool[np.array(run.rows)], self.config, run.seed)
-        value = self.task.evaluate(self.model, self.test)
+        try:
+            finetune(self.model, self.task, self.pool[np.array(run.rows)], self.config, run.seed)
+            value = self.task.evaluate(self.model, self.test)
+            if not math.isfinite(value):
+                raise InputError(
+                    f"the model's {self.task.metric} is {value} in the end; lower the learning rate"
+                )
+        except InputError as error:
+            raise InputError(f"{run.selector}, {run.budget}, seed {run.seed}: {error}") from None
         return {
             "metric": value,
             "measure": self.task.metric,
@@ -182,10 +199,9 @@ class _Worker:
         }
 
 
-def _weights_stamp(model: str, start: Checkpoint | None) -> str:
-    """What tells two starting points apart: the SHA-256 of their files, or a hub id by its name."""
-    places = [Path(model), *([Path(start.path)] if start else [])]
-    files = [
-        f for p in places for f in (sorted(p.rglob("*.safetensors")) if p.is_dir() else [p]) if f.is_file()
-    ]
-    return sha256("".join(sha256(f.read_bytes()) for f in files))
+def _identity(place: str) -> Any:
+    """What tells two models or checkpoints apart: the SHA-256 of a file or of a folder's files, or a hub id's name."""
+    path = Path(place)
+    if not path.is_dir():
+        return sha256_file(path) if path.is_file() else place
+    return {file.name: sha256_file(file) for file in sorted(path.iterdir()) if file.is_file()}

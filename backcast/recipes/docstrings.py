@@ -31,9 +31,9 @@ class Docstrings:
     def plan(self, quick: bool) -> Plan:
         budgets = ("5%", "10%", "20%", "40%") if quick else ("5%", "10%", "20%", "40%", "80%")
         return Plan(
-            warmup=FinetuneConfig(steps=100, batch_size=32, learning_rate=2e-3),
-            scoring=FinetuneConfig(steps=100, batch_size=32, learning_rate=1e-3),
-            runs=FinetuneConfig(steps=60 if quick else 120, batch_size=32, learning_rate=1e-3),
+            warmup=FinetuneConfig(steps=100, batch_size=16, learning_rate=2e-3),
+            scoring=FinetuneConfig(steps=100, batch_size=16, learning_rate=1e-3),
+            runs=FinetuneConfig(steps=60 if quick else 120, batch_size=16, learning_rate=1e-3),
             spec=SketchSpec(kind="kron", dim=1024),
             budgets=budgets,
             fitted=("5%", "10%", "20%"),
@@ -57,16 +57,16 @@ class Docstrings:
 
 
 def _write_mini_llama(folder: Path, texts: list[str], seed: int) -> None:
-    """A freshly initialised 3-layer Llama and a byte-level BPE tokenizer trained on ``texts``."""
+    """A freshly initialised 2-layer Llama and a byte-level BPE tokenizer trained on ``texts``."""
     logging.disable_progress_bar()
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(texts, vocab_size=4096, special_tokens=[END], show_progress=False)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token=END, pad_token=END)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=3,
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=256,
         tie_word_embeddings=True,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from backcast.attribution import (
@@ -66,6 +67,7 @@ class Loop:
         """
         # The work is small matrices: a second thread costs more than it brings, and would fight the sweep's workers.
         torch.set_num_threads(1)
+        threadpool_limits(1)
         self._claim()
         if (self.folder / "seconds.json").is_file():
             self.seconds = read_json(self.folder / "seconds.json")

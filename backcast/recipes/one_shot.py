@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from backcast.attribution import attribute, collect
-from backcast.data import Examples, read_examples
+from backcast.data import read_examples
 from backcast.errors import InputError
+from backcast.files import whole_folder
 from backcast.kernels import SketchSpec, default_kind
-from backcast.multimodal import load_task
-from backcast.selectors import Manifest, parse_budget, select
+from backcast.multimodal import check_same_kind, load_task
+from backcast.selectors import Manifest, meta_path, parse_budget, parse_method, select
 
 
 def select_subset(
@@ -27,8 +28,8 @@ def select_subset(
 ) -> Manifest:
     """Sketch pool and target at the model's weights, score by cosine, select, and write the manifest ``out``.
 
-    The sketches stay in a folder beside ``out`` (``subset.sketches``): another budget or method takes seconds, and an
-    interrupted run resumes.
+    The sketches stay in a folder beside ``out`` (``subset.sketches``): another budget, method or seed takes seconds,
+    and an interrupted run resumes.
 
     Args:
         model: a folder or an id; see `load_task`.
@@ -37,23 +38,21 @@ def select_subset(
         dim: of the sketch.
 
     Raises:
-        InputError: anything wrong with the input; nothing is written before all of it has been read.
+        InputError: anything wrong with the input; it is looked for before the long part starts, and leaves nothing
+            behind.
     """
+    meta_path(out), parse_method(method, {})  # for what they refuse
     examples, wanted = read_examples(pool, columns), read_examples(target, columns)
     parse_budget(budget, len(examples))
-    _check_same_kind(examples, wanted)
+    check_same_kind(examples, wanted)
+    if str(Path(out).resolve()) in (examples.dataset, wanted.dataset):
+        raise InputError(f"{out}: is a data set of this selection; choose another name for the manifest")
     network, task = load_task(model, examples)
-    spec = SketchSpec(kind=default_kind(next(network.parameters()).device), dim=dim, seed=seed)
+    spec = SketchSpec(default_kind(next(network.parameters()).device), dim)
     sketches = Path(out).with_suffix(".sketches")
-    train = collect(network, task, examples, sketches / "pool", spec=spec)
-    wants = collect(network, task, wanted, sketches / "target", like=train)
+    with whole_folder(sketches):
+        # The target first: it is small, so that what is wrong with it shows at once.
+        wants = collect(network, task, wanted, sketches / "target", spec=spec)
+        train = collect(network, task, examples, sketches / "pool", like=wants)
     scores = attribute(train, wants, "tracin", cosine=True)
     return select(scores, budget, method, seed, features=train).save(out)
-
-
-def _check_same_kind(pool: Examples, target: Examples) -> None:
-    kinds = [("image" in e[0].fields, "messages" in e[0].fields) for e in (pool, target)]
-    if kinds[0][0] != kinds[1][0]:
-        raise InputError(
-            f"{target.dataset}: of another kind than the pool {pool.dataset}; both must have images, or neither"
-        )

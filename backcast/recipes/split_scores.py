@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +23,10 @@ def split_scores(
     rows: int,
     checkpoints: Sequence[Checkpoint] | None,
     out: str | Path,
-) -> Split:
-    """Split the mean scores of the ``rows`` best and worst training examples, and write ``out`` as JSON lines.
+) -> list[dict[str, Any]]:
+    """Split the mean scores of the ``rows`` best and worst training examples, and write ``out``: a JSON line for each.
 
+    Returns the lines, from the highest score to the lowest: id, row, score, baseline, gap, image, text, and maps.
     The stores name their data, which is read again. Raises `InputError` for data that have changed since, and for
     a model without modalities.
     """
@@ -34,12 +36,11 @@ def split_scores(
     if not isinstance(task, MultimodalTask):
         raise InputError(f"{model}: has a single modality, so there is nothing to split")
     order = np.argsort(-attribute(stores[0], stores[1], "tracin", cosine=True).total(), kind="stable")
-    chosen = np.unique(np.concatenate([order[:rows], order[-rows:]]))
-    result = split(
-        network, task, pool[chosen], wanted, train=stores[0], target=stores[1], checkpoints=checkpoints
-    )
-    write_atomic(out, "".join(json.dumps(line) + "\n" for line in _lines(result, pool[chosen])))
-    return result
+    shown = pool[np.concatenate([order[:rows], order[rows:][-rows:]])]
+    result = split(network, task, shown, wanted, train=stores[0], target=stores[1], checkpoints=checkpoints)
+    lines = _lines(result, shown)
+    write_atomic(out, "".join(json.dumps(line) + "\n" for line in lines))
+    return lines
 
 
 def _examples(store: SketchStore) -> Examples:
@@ -51,7 +52,7 @@ def _examples(store: SketchStore) -> Examples:
     return examples
 
 
-def _lines(result: Split, examples: Examples) -> list[dict]:
+def _lines(result: Split, examples: Examples) -> list[dict[str, Any]]:
     return [
         {
             "id": example.id,
