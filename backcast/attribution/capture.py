@@ -114,10 +114,18 @@ class GradientCapture:
         if not output.requires_grad:
             # The first tracked layer: gradients start to flow here. The copy lets later layers work in place on it.
             output = output.detach().requires_grad_().clone()
-        output.register_hook(lambda gradient: self._add(name, layer, kept, to_output(module, gradient)))
+        version = kept._version
+        output.register_hook(
+            lambda gradient: self._add(name, layer, kept, version, to_output(module, gradient))
+        )
         return output
 
-    def _add(self, name: str, layer: LayerSketch, kept: Tensor, D: Tensor) -> None:
+    def _add(self, name: str, layer: LayerSketch, kept: Tensor, version: int, D: Tensor) -> None:
+        if kept._version != version:  # where it is a view of the input, frozen weights leave that unguarded
+            raise InputError(
+                f"layer {name}: its input was overwritten in place before the backward; "
+                "make that operation out of place, or sketch with kind kron"
+            )
         if len(D) != self._batch:
             raise InputError(
                 f"layer {name} sees {len(D)} rows for {self._batch} examples, so their gradients cannot be told "

@@ -294,6 +294,32 @@ def test_rows_that_are_not_examples_are_refused_by_name():
         captured(model, task, rows, SketchSpec("kron", 16))
 
 
+class Overwriting(nn.Module):
+    """A layer whose input is overwritten once it has been used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.clone()
+        y = self.head(x)
+        x.mul_(2)
+        return y
+
+
+def test_an_input_overwritten_in_place_is_never_sketched_wrong():
+    model, x = Overwriting(), torch.randn(3, 4)
+    modules = {"head": model.head}
+    with GradientCapture(model, modules, SketchSpec("kron", 16)) as capture:
+        capture.sketches(model(x).square().sum(1))  # kron keeps a projection, which nothing overwrites
+    with (
+        GradientCapture(model, modules, SketchSpec("sjlt", 16)) as capture,
+        pytest.raises(InputError, match="layer head: its input was overwritten in place"),
+    ):
+        capture.sketches(model(x).square().sum(1))
+
+
 def test_a_loss_without_tracked_modules_is_refused():
     model, task, rows = build("linear, vectors")
     with GradientCapture(model, {"unused": nn.Linear(3, 3)}, SketchSpec("kron", 16)) as capture:
