@@ -11,13 +11,17 @@ from backcast.cli.options import Json, show
 
 
 def run(
-    subset: Annotated[Path, typer.Argument(help="A manifest of 'backcast select'.")],
+    subset: Annotated[Path, typer.Argument(metavar="SUBSET", help="A manifest of 'backcast select'.")],
     data: Annotated[
-        str | None, typer.Option(help="The data set, when it is no longer where the manifest says.")
+        str | None,
+        typer.Option(metavar="DATA", help="The data set, when it is no longer where the manifest says."),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Does the manifest still fit its data? Exit code 1 when it does not."""
+    """Does the manifest still fit its data?
+
+    Exit code 1 when it does not.
+    """
     from backcast.selectors import check
 
     report = check(subset, data)

@@ -12,48 +12,76 @@ from backcast.cli.options import Checkpoints, Columns, Json, Seed, checkpoints, 
 
 def run(
     model: Annotated[
-        str, typer.Argument(help="A folder, a hub id, or an open_clip name such as ViT-B-32/openai.")
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A folder, a hub id, or an open_clip name such as ViT-B-32/openai."
+        ),
     ],
-    data: Annotated[str, typer.Argument(help="JSONL, Parquet, or a Hugging Face data set's folder or id.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The store's folder.")],
+    data: Annotated[
+        str,
+        typer.Argument(metavar="DATA", help="JSONL, Parquet, or a Hugging Face data set's folder or id."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="STORE", help="The store's folder.")],
     like: Annotated[
-        Path | None, typer.Option(help="A store to compare with: its sketch is taken over.")
+        Path | None,
+        typer.Option(
+            metavar="STORE", help="A store to compare with: its sketch and its bank of negatives are taken."
+        ),
     ] = None,
     bank: Annotated[
         str | None,
         typer.Option(
-            help="Image-text: the data that negatives come from; for a target, give the training data."
+            metavar="DATA", help="Image-text: where negatives come from; by default --like's data, or DATA."
         ),
     ] = None,
     kind: Annotated[
-        str | None, typer.Option(help="kron, sjlt or dense; by default what suits the device.")
+        str | None,
+        typer.Option(metavar="KIND", help="kron, sjlt or dense; by default what suits the device."),
     ] = None,
-    dim: Annotated[int, typer.Option(help="Numbers in a sketch.", min=1)] = 4096,
+    dim: Annotated[int, typer.Option(metavar="N", help="Numbers in a sketch.", min=1)] = 4096,
     checkpoint: Checkpoints = None,
-    batch_size: Annotated[int, typer.Option(help="Examples in a forward.", min=1)] = 32,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Examples in a forward.", min=1)] = 32,
     column: Columns = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Sketch every example's gradient; resumes where it was stopped."""
+    """Sketch every example's gradient; resumes when stopped.
+
+    A target is collected with --like its training store, so that the two can be compared.
+    """
     from backcast.attribution import SketchStore
     from backcast.attribution import collect as sketch
     from backcast.data import read_examples
     from backcast.kernels import SketchSpec, default_kind
-    from backcast.multimodal import load_task
+    from backcast.multimodal import check_same_kind, load_task
 
     other = SketchStore.open(like) if like else None
-    examples = read_examples(data, columns(column))
-    network, task = load_task(model, read_examples(bank, columns(column)) if bank else examples)
-    spec = SketchSpec(kind or default_kind(next(network.parameters()).device), dim, seed)
+    examples = pool = read_examples(data, columns(column))
+    if bank:
+        pool = read_examples(bank, columns(column))
+    elif other and "caption" in examples[0].fields:
+        pool = read_examples(other.rows.dataset, other.rows.columns)
+    check_same_kind(pool, examples)
+    network, task = load_task(model, pool)
     store = sketch(
         network,
         task,
         examples,
         out,
         checkpoints=checkpoints(checkpoint),
-        spec=spec,
+        spec=SketchSpec(kind or default_kind(next(network.parameters()).device), dim, seed),
         like=other,
         batch_size=batch_size,
     )
-    show({"store": str(out), "examples": len(store), **store.spec.to_json()}, json)
+    spec = store.spec
+    show(
+        {
+            "store": str(out),
+            "examples": len(store),
+            "checkpoints": len(store.checkpoints),
+            "kind": spec.kind,
+            "dim": spec.dim,
+            "seed": spec.seed,
+        },
+        json,
+    )

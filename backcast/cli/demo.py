@@ -11,15 +11,20 @@ from backcast.cli.options import Json, Seed, show, table
 
 
 def run(
-    data: Annotated[str, typer.Option(help="digits (images with captions) or docstrings (text).")] = "digits",
+    data: Annotated[
+        str, typer.Option(metavar="NAME", help="digits (images with captions) or docstrings (text).")
+    ] = "digits",
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The run's folder; resumed when it is there.")
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="FOLDER", help="The run's, resumed when it is there; by default runs/NAME."
+        ),
     ] = None,
     seed: Seed = 0,
-    quick: Annotated[bool, typer.Option(help="Fewer budgets and seeds, the same path.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer budgets and seeds, the same path.")] = False,
     json: Json = False,
 ) -> None:
-    """The whole loop on data that installs with it; ends in an HTML report."""
+    """The whole loop on data that installs with it; ends in a page."""
     from backcast.recipes import demo
 
     folder = out or Path("runs") / f"{data}{'-quick' if quick else ''}{f'-{seed}' if seed else ''}"

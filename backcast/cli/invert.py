@@ -12,18 +12,28 @@ from backcast.cli.options import Json, show
 
 def run(
     results: Annotated[
-        Path, typer.Argument(help="CSV or JSON lines with n, value (or metric), seed, selector.")
+        Path,
+        typer.Argument(
+            metavar="RESULTS", help="CSV or JSON lines with n, value (or metric), seed, selector."
+        ),
     ],
-    target: Annotated[float, typer.Option(help="The metric that is needed.")],
+    target: Annotated[float, typer.Option(metavar="X", help="The metric that is needed.")],
     lower_is_better: Annotated[
         bool, typer.Option("--lower-is-better/--higher-is-better", help="The metric's direction.")
     ] = False,
-    low: Annotated[float | None, typer.Option(help="The least value that the metric can have.")] = None,
-    high: Annotated[float | None, typer.Option(help="The largest value that the metric can have.")] = None,
-    level: Annotated[float, typer.Option(help="Of the interval.")] = 0.9,
+    low: Annotated[
+        float | None, typer.Option(metavar="X", help="The least value that the metric can have.")
+    ] = None,
+    high: Annotated[
+        float | None, typer.Option(metavar="X", help="The largest value that the metric can have.")
+    ] = None,
+    level: Annotated[float, typer.Option(metavar="P", help="The interval's probability.")] = 0.9,
     json: Json = False,
 ) -> None:
-    """The least data for a target, how sure that is, and what to run next."""
+    """The least data for a target, how sure, and what to run next.
+
+    Exit code 1 when the target is out of reach on every curve.
+    """
     from backcast.recipes.invert_results import invert_results
 
     answers = invert_results(results, target, not lower_is_better, low, high, level)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,10 +15,14 @@ if TYPE_CHECKING:
     from backcast.attribution import Checkpoint
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
-Seed = Annotated[int, typer.Option(help="Of every random choice.", min=0)]
+Seed = Annotated[int, typer.Option(metavar="N", help="Of every random choice.", min=0)]
 Columns = Annotated[
     str | None,
-    typer.Option(help="The data's own names of its fields: prompt=question,response=answer."),
+    typer.Option(
+        "--columns",
+        metavar="FIELD=COLUMN,...",
+        help="The data's own names of its fields, e.g. prompt=question,response=answer.",
+    ),
 ]
 Checkpoints = Annotated[
     list[str] | None,
@@ -43,18 +48,20 @@ def columns(value: str | None) -> dict[str, str] | None:
 
 def checkpoints(values: Sequence[str] | None) -> list[Checkpoint] | None:
     """``PATH=RATE`` options as checkpoints."""
+    return [_checkpoint(value) for value in values] if values else None
+
+
+def _checkpoint(value: str) -> Checkpoint:
     from backcast.attribution import Checkpoint
 
-    found = []
-    for value in values or ():
-        path, _, rate = value.partition("=")
-        try:
-            found.append(Checkpoint(path, float(rate or 1.0)))
-        except ValueError:
-            raise InputError(
-                f"--checkpoint {value!r}: {rate!r} is no learning rate; write PATH=0.001"
-            ) from None
-    return found or None
+    path, _, rate = value.partition("=")
+    try:
+        learning_rate = float(rate or 1.0)
+    except ValueError:
+        learning_rate = math.nan
+    if not 0 < learning_rate < math.inf:
+        raise InputError(f"--checkpoint {value!r}: {rate!r} is no learning rate; write PATH=0.001")
+    return Checkpoint(path, learning_rate)
 
 
 def show(value: Mapping[str, Any], as_json: bool) -> None:

@@ -11,15 +11,22 @@ from backcast.cli.options import Json, show
 
 
 def run(
-    train: Annotated[Path, typer.Argument(help="The training examples' store.")],
-    target: Annotated[Path, typer.Argument(help="The wanted examples' store, collected with --like TRAIN.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The scores' file.")],
-    method: Annotated[str, typer.Option("--method", "-m", help="tracin, grad_dot or grad_cos.")] = "tracin",
+    train: Annotated[Path, typer.Argument(metavar="TRAIN", help="The training examples' store.")],
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="TARGET", help="The wanted examples' store, collected with --like TRAIN."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The scores.")],
+    method: Annotated[
+        str, typer.Option("--method", "-m", metavar="METHOD", help="tracin, grad_dot or grad_cos.")
+    ] = "tracin",
     cosine: Annotated[bool, typer.Option(help="tracin: normalise every gradient.")] = True,
-    by_source: Annotated[bool, typer.Option(help="One score for each source of the target.")] = False,
+    by_source: Annotated[
+        bool, typer.Option("--by-source", help="One score for each source of the target, not each example.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Score training examples by what they do for the wanted ones."""
+    """Score training examples by their use for the wanted ones."""
     from backcast.attribution import SketchStore, attribute
 
     wanted = SketchStore.open(target)

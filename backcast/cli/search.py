@@ -3,49 +3,64 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from backcast.cli.options import Json, show, table
 from backcast.errors import InputError
 
+if TYPE_CHECKING:
+    from backcast.attribution import SketchStore
+
 
 def run(
-    store: Annotated[Path, typer.Argument(help="The store to search.")],
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="The store to search.")],
     query: Annotated[
-        str, typer.Argument(help="A store collected with --like STORE, or a row number of STORE.")
+        str,
+        typer.Argument(
+            metavar="QUERY", help="A store collected with --like STORE, or the number of a row of STORE."
+        ),
     ],
-    k: Annotated[int, typer.Option("--neighbours", "-k", help="How many for each query.", min=1)] = 10,
+    k: Annotated[
+        int, typer.Option("--neighbours", "-k", metavar="N", help="How many for each query.", min=1)
+    ] = 10,
     json: Json = False,
 ) -> None:
     """The nearest training examples by gradient."""
     from backcast.attribution import GradientIndex, SketchStore
 
     indexed = SketchStore.open(store)
-    names: tuple[str, ...]
-    if query.isdigit():
-        if int(query) >= len(indexed):
-            raise InputError(f"{store}: has no row {query}; its rows are 0 to {len(indexed) - 1}")
-        cosines, places = GradientIndex(indexed).search(indexed.features()[[int(query)]], k)
-        names = (indexed.rows.ids[int(query)],)
+    if query.isdigit() and not Path(query).exists():
+        own = _position(indexed, int(query))
+        asked, rows = [own], indexed.rows
+        found = GradientIndex(indexed).search(indexed.features()[asked], k + 1)  # one is the row itself
     else:
-        other = SketchStore.open(query)
-        cosines, places = GradientIndex(indexed).search(other, k)
-        names = other.rows.ids
-    found = [
+        other, own = SketchStore.open(query), -1
+        asked, rows = list(range(len(other))), other.rows
+        found = GradientIndex(indexed).search(other, k)
+    near = [
         {
-            "query": names[q],
+            "query": rows.ids[q],
+            "query_row": int(rows.rows[q]),
             "id": indexed.rows.ids[i],
             "row": int(indexed.rows.rows[i]),
             "source": indexed.rows.sources[i],
             "cosine": float(c),
         }
-        for q in range(len(names))
-        for c, i in zip(cosines[q], places[q], strict=True)
-        if i >= 0
-    ]
+        for q, cosines, places in zip(asked, *found, strict=True)
+        for c, i in zip(cosines, places, strict=True)
+        if i not in (-1, own)
+    ][: k * len(asked)]
     if json:
-        show({"neighbours": found}, True)
+        show({"neighbours": near}, True)
     else:
-        table([{**row, "query": row["query"][:12], "id": row["id"][:12]} for row in found])
+        table([{k: row[k] for k in ("query_row", "row", "source", "cosine")} for row in near])
+
+
+def _position(store: SketchStore, row: int) -> int:
+    """Where a row of the data set stands in the store."""
+    rows = store.rows.rows.tolist()
+    if row not in rows:
+        raise InputError(f"{store.path}: has no row {row}; its rows are {min(rows)} to {max(rows)}")
+    return rows.index(row)

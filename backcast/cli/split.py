@@ -11,33 +11,30 @@ from backcast.cli.options import Checkpoints, Json, checkpoints, show, table
 
 
 def run(
-    model: Annotated[str, typer.Argument(help="The model that the stores were collected with.")],
-    train: Annotated[Path, typer.Argument(help="The training examples' store.")],
-    target: Annotated[Path, typer.Argument(help="The wanted examples' store.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="A JSON line for each example.")] = Path(
-        "split.jsonl"
-    ),
-    rows: Annotated[int, typer.Option(help="How many of the highest scores, and of the lowest.", min=1)] = 6,
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="The model that the stores were collected with.")
+    ],
+    train: Annotated[Path, typer.Argument(metavar="TRAIN", help="The training examples' store.")],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="The wanted examples' store.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help="A JSON line for each example.")
+    ] = Path("split.jsonl"),
+    rows: Annotated[
+        int, typer.Option(metavar="N", help="How many of the highest scores, and of the lowest.", min=1)
+    ] = 6,
     checkpoint: Checkpoints = None,
     json: Json = False,
 ) -> None:
-    """Split the scores of the best and the worst examples between image and text."""
+    """Split the best and the worst scores between image and text.
+
+    The examples are read again from the data that the stores name.
+    """
     from backcast.recipes.split_scores import split_scores
 
-    split = split_scores(model, train, target, rows, checkpoints(checkpoint), out)
-    gap = float(split.gap.max())
+    lines = split_scores(model, train, target, rows, checkpoints(checkpoint), out)
+    gap = max(line["gap"] for line in lines)
     if json:
-        show({"split": str(out), "examples": len(split.ids), "max_relative_gap": gap}, True)
+        show({"split": str(out), "examples": len(lines), "max_relative_gap": gap}, True)
         return
-    table(
-        [
-            {
-                "id": i[:12],
-                "score": float(s),
-                "baseline": float(b),
-                **{m: float(p[k]) for m, p in split.parts.items()},
-            }
-            for k, (i, s, b) in enumerate(zip(split.ids, split.score, split.baseline, strict=True))
-        ]
-    )
-    print(f"\nlargest gap {gap:.2%}; written to {out}")
+    table([{key: line[key] for key in ("row", "score", "baseline", "image", "text")} for line in lines])
+    print(f"\nscore = baseline + image + text, to {gap:.2%} at worst; with maps in {out}")

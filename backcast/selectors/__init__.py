@@ -2,8 +2,8 @@
 
 from backcast.selectors.budget import parse_budget
 from backcast.selectors.evidence import Evidence
-from backcast.selectors.manifest import Manifest, Report, check, load_subset
-from backcast.selectors.pipeline import FILTERS, SELECTORS, select
+from backcast.selectors.manifest import Manifest, Report, check, load_subset, meta_path
+from backcast.selectors.pipeline import FILTERS, SELECTORS, parse_method, select
 from backcast.selectors.selection import Filter, Selection, Selector
 
 __all__ = [
@@ -17,6 +17,8 @@ __all__ = [
     "Selector",
     "check",
     "load_subset",
+    "meta_path",
     "parse_budget",
+    "parse_method",
     "select",
 ]

@@ -100,42 +100,40 @@ class Manifest:
 
     def save(self) -> None:
         """Write both files, the meta last: the lines are no manifest without it, nor with an older one."""
-        meta_path = _meta_path(self.path)
+        beside = meta_path(self.path)
         text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in self.lines)
         write_atomic(self.path, text)
-        write_json(meta_path, {**self.meta, "schema": SCHEMA, "sha256": sha256(text)})
+        write_json(beside, {**self.meta, "schema": SCHEMA, "sha256": sha256(text)})
 
     @classmethod
     def load(cls, path: str | Path) -> Manifest:
         """Read what `save` wrote; raises `InputError` that names the file and line for anything else."""
         path = Path(path)
-        meta_path = _meta_path(path)
+        beside = meta_path(path)
         if not path.is_file():
             raise InputError(f"{path}: no such manifest; write one with 'backcast select'")
-        if not meta_path.is_file():
-            raise InputError(
-                f"{path}: its {meta_path.name} is missing; put it back beside it or select again"
-            )
-        meta = read_json(meta_path)
+        if not beside.is_file():
+            raise InputError(f"{path}: its {beside.name} is missing; put it back beside it or select again")
+        meta = read_json(beside)
         if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
-            raise InputError(
-                f"{meta_path}:1: not the meta file of a manifest of schema {SCHEMA}; select again"
-            )
-        _expect(meta, _META, f"{meta_path}:1")
-        _expect(meta["dataset"], _DATASET, f"{meta_path}:1")
+            raise InputError(f"{beside}:1: not the meta file of a manifest of schema {SCHEMA}; select again")
+        _expect(meta, _META, f"{beside}:1")
+        _expect(meta["dataset"], _DATASET, f"{beside}:1")
         content = path.read_bytes()
         lines = tuple(
             _line(raw, rank, f"{path}:{rank}") for rank, raw in enumerate(content.splitlines(), start=1)
         )
         if sha256(content) != meta["sha256"]:
             raise InputError(
-                f"{path}:{len(lines)}: the file is not the one that {meta_path.name} was written for "
+                f"{path}:{len(lines)}: the file is not the one that {beside.name} was written for "
                 "(it was cut off, edited or replaced); select again"
             )
         return cls(path, lines, meta)
 
 
-def _meta_path(path: Path) -> Path:
+def meta_path(path: str | Path) -> Path:
+    """The meta file of the manifest ``path``; raises `InputError` for a name that no manifest can have."""
+    path = Path(path)
     if path.suffix != ".jsonl":
         raise InputError(f"{path}: a manifest's name ends in .jsonl")
     return path.with_suffix(".meta.json")

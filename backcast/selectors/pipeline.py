@@ -63,7 +63,7 @@ def select(
         InputError: an unknown method or parameter, a budget that is out of range, or evidence that the method
             needs and was not given.
     """
-    names, (*filters, selector) = _stages(method, params)
+    names, (*filters, selector) = parse_method(method, params)
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise InputError(f"seed {seed!r}: it must be a whole number from 0 up")
     evidence = Evidence.of(scores, features)
@@ -102,8 +102,12 @@ def _generator(seed: int, method: str) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
 
 
-def _stages(method: str, params: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
-    """The names in ``method`` and what they stand for, each with its parameters; the last is the selector."""
+def parse_method(method: str, params: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
+    """The names in ``method`` and what they stand for, each with its parameters; the last is the selector.
+
+    Raises:
+        InputError: an unknown name or parameter.
+    """
     names = [name.strip() for name in method.split("|")]
     *filters, selector = names
     given = {name: params.get(name, {}) for name in names}

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from backcast.data.examples import Rows
+from backcast.errors import InputError
 from backcast.selectors.evidence import Evidence, take_rows
 from backcast.selectors.manifest import Manifest, portable
 
@@ -51,13 +52,16 @@ class Selection:
     def save(self, path: str | Path) -> Manifest:
         """Write the manifest ``path`` (``*.jsonl``) and its ``*.meta.json``; see `Manifest`.
 
-        Two saves of the same selection are equal byte for byte.
+        Two saves of the same selection are equal byte for byte. Raises `InputError` for a name that is no manifest's,
+        or is the pool's own file.
         """
-        pool = self.evidence.rows
+        pool, folder = self.evidence.rows, Path(path).resolve().parent
+        if pool.dataset == str(Path(path).resolve()):
+            raise InputError(f"{path}: is the pool itself; choose another name for the manifest")
         meta = {
-            **self.why,
+            **_portable_target(self.why, folder),
             "dataset": {
-                "path": portable(pool.dataset, Path(path).resolve().parent),
+                "path": portable(pool.dataset, folder),
                 "columns": dict(pool.columns),
                 "fingerprint": pool.fingerprint,
                 "n": len(pool),
@@ -105,6 +109,15 @@ class Filter(Protocol):
     def keep(self, evidence: Evidence) -> np.ndarray:
         """The positions to keep, ascending; at least one."""
         ...
+
+
+def _portable_target(why: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """``why`` with the place of the target's data written like that of the pool's."""
+    origin = why.get("origin", {})
+    if "target" not in origin:
+        return why
+    target = {**origin["target"], "dataset": portable(origin["target"]["dataset"], folder)}
+    return {**why, "origin": {**origin, "target": target}}
 
 
 def _number(value: float) -> float | None:

@@ -1,0 +1,206 @@
+"""One command from a user's own files to a subset that can be checked and loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_cases import (
+    as_messages,
+    as_text,
+    pairs,
+    write_dataset,
+    write_jsonl,
+    write_parquet,
+)
+
+from backcast.attribution import SketchStore
+from backcast.data import read_examples
+from backcast.selectors import Manifest, load_subset
+
+FORMATS = {
+    "prompt and response, JSONL": (write_jsonl, "pool.jsonl", list),
+    "messages, Parquet": (write_parquet, "pool.parquet", as_messages),
+    "plain text, dataset folder": (write_dataset, "pool", as_text),
+}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_from_text_to_a_subset(form, backcast, text, tmp_path):
+    write, name, turn = FORMATS[form]
+    pool = write(tmp_path / name, turn(pairs(40, 0)))
+    target = write(tmp_path / f"wanted-{name}", turn(pairs(6, 1)))
+    out = tmp_path / "subset.jsonl"
+    done = backcast(
+        "select", "--model", text.model, "--train", pool, "--target", target, "--budget", "20%", "-o", out
+    )
+    assert done.code == 0, done.err
+    assert f"subset    {out}" in done.out
+    assert "examples  8" in done.out
+
+    manifest, examples = Manifest.load(out), read_examples(pool)
+    assert len(manifest) == 8
+    assert manifest.ids == tuple(examples[int(row)].id for row in manifest.rows)
+    meta = json.loads((tmp_path / "subset.meta.json").read_text())
+    assert meta["budget"] == {"asked": "20%", "got": 8}
+    assert (meta["selector"]["method"], meta["seed"]) == ("round_robin", 0)
+    assert meta["origin"]["model"] == "LlamaForCausalLM"
+    assert meta["origin"]["target"]["fingerprint"] == read_examples(target).index.fingerprint
+
+    assert backcast("check", out).code == 0
+    subset = load_subset(out)
+    assert len(subset) == 8
+    assert "weight" in subset.column_names
+    first = examples[int(manifest.rows[0])].fields
+    assert all(subset[0][field] == first[field] for field in first)
+
+
+def test_from_pictures_to_a_subset(backcast, images, tmp_path):
+    out = tmp_path / "subset.jsonl"
+    words = [
+        "--model",
+        images.model,
+        "--train",
+        images.pool,
+        "--target",
+        images.target,
+        "--budget",
+        8,
+        "-o",
+        out,
+    ]
+    found = backcast("select", *words, "-m", "dedup | facility_location", "--json").json
+    assert found == {"subset": str(out), "examples": 8, "method": "dedup | facility_location", "budget": "8"}
+    assert json.loads((tmp_path / "subset.meta.json").read_text())["origin"]["model"] == "CLIP"
+    assert backcast("check", out, "--json").json["ok"] is True
+    rows = load_subset(out)
+    pool = read_examples(images.pool)
+    assert [pool[int(r)].fields["caption"] for r in Manifest.load(out).rows] == rows["caption"]
+
+
+def test_the_one_command_is_its_steps(backcast, text, tmp_path):
+    """The same subset, byte for byte, as collect, score and select give one after the other."""
+    once = tmp_path / "once.jsonl"
+    method = ["--budget", 10, "-m", "dedup|facility_location", "--seed", 3]
+    backcast(
+        "select", "--model", text.model, "--train", text.pool, "--target", text.target, *method, "-o", once
+    )
+
+    pool, target, scores = tmp_path / "pool", tmp_path / "target", tmp_path / "scores"
+    assert backcast("collect", text.model, text.pool, "-o", pool).code == 0
+    assert backcast("collect", text.model, text.target, "-o", target, "--like", pool).code == 0
+    assert backcast("score", pool, target, "-o", scores).code == 0
+    steps = backcast("select", "--scores", scores, "--store", pool, *method, "-o", tmp_path / "steps.jsonl")
+    assert steps.code == 0, steps.err
+    assert (tmp_path / "steps.jsonl").read_bytes() == once.read_bytes()
+    assert (tmp_path / "steps.meta.json").read_bytes() == (tmp_path / "once.meta.json").read_bytes()
+
+
+def test_another_budget_reuses_the_sketches(backcast, text, tmp_path):
+    words = ["select", "--model", text.model, "--train", text.pool, "--target", text.target]
+    out = tmp_path / "subset.jsonl"
+    assert backcast(*words, "-o", out).code == 0
+    shards = sorted((tmp_path / "subset.sketches").rglob("*.safetensors"))
+    before = [(path, path.stat().st_mtime_ns) for path in shards]
+    assert len(before) == 2
+
+    first = out.read_bytes()
+    assert backcast(*words, "-o", out, "--budget", "50%", "-m", "random", "--seed", 9).code == 0
+    assert len(Manifest.load(out)) == 20
+    assert backcast(*words, "-o", out).code == 0
+    assert out.read_bytes() == first
+    assert [(path, path.stat().st_mtime_ns) for path in shards] == before
+
+
+def test_columns_of_the_users_own_names(backcast, text, tmp_path):
+    rows = [{"q": row["prompt"], "a": row["response"], "id": i} for i, row in enumerate(pairs(40, 0))]
+    pool, target = (
+        write_jsonl(tmp_path / "pool.jsonl", rows),
+        write_jsonl(tmp_path / "wanted.jsonl", rows[:3]),
+    )
+    out = tmp_path / "subset.jsonl"
+    words = ["--model", text.model, "--train", pool, "--target", target, "--columns", "prompt=q, response=a"]
+    assert backcast("select", *words, "--budget", 3, "-o", out).code == 0
+    # Each wanted example is in the pool, and nothing has a higher cosine than itself.
+    assert sorted(Manifest.load(out).rows.tolist()) == [0, 1, 2]
+    assert backcast("check", out).code == 0
+    assert load_subset(out)["id"] == Manifest.load(out).rows.tolist()
+
+
+# ------------------------------------------------------------------ does it still fit?
+
+
+@pytest.fixture(scope="module")
+def selected(text, tmp_path_factory) -> Path:
+    """A folder with a pool and a manifest of it."""
+    from backcast.data import read_examples
+    from backcast.selectors import select
+
+    folder = tmp_path_factory.mktemp("selected")
+    shutil.copy(text.pool, folder / "pool.jsonl")
+    select(read_examples(folder / "pool.jsonl").index, 5, "random").save(folder / "subset.jsonl")
+    return folder
+
+
+@pytest.fixture
+def moved(selected, tmp_path) -> Path:
+    """The folder, somewhere else."""
+    return Path(shutil.copytree(selected, tmp_path / "moved"))
+
+
+def test_a_moved_folder_still_fits(backcast, moved):
+    done = backcast("check", moved / "subset.jsonl")
+    assert (done.code, done.err) == (0, "")
+    assert "all 5 rows fit" in done.out
+    assert str(moved) in done.out
+
+
+def test_changed_data_no_longer_fit(backcast, moved):
+    row = int(Manifest.load(moved / "subset.jsonl").rows[2])
+    lines = (moved / "pool.jsonl").read_text().splitlines(keepends=True)
+    lines[row] = lines[row].replace("as well.", "as well!")
+    (moved / "pool.jsonl").write_text("".join(lines))
+
+    done = backcast("check", moved / "subset.jsonl")
+    assert (done.code, done.err) == (1, "")
+    assert len(done.out.splitlines()) == 1
+    assert f"1 changed (first: row {row})" in done.out
+    told = backcast("check", moved / "subset.jsonl", "--json")
+    assert told.code == 1
+    assert {k: told.json[k] for k in ("ok", "moved", "changed", "missing", "duplicated")} == {
+        "ok": False,
+        "moved": 0,
+        "changed": 1,
+        "missing": 0,
+        "duplicated": 0,
+    }
+
+
+def test_data_elsewhere_are_named(backcast, moved):
+    elsewhere = moved / "other.jsonl"
+    (moved / "pool.jsonl").rename(elsewhere)
+    lost = backcast("check", moved / "subset.jsonl")
+    assert lost.code == 2
+    assert lost.err == f"backcast: {moved / 'pool.jsonl'}: no such file\n"
+    assert backcast("check", moved / "subset.jsonl", "--data", elsewhere).code == 0
+
+
+def test_a_sketch_store_can_be_read_by_the_library(backcast, text, tmp_path):
+    """What `collect` says of the store is what is in it."""
+    found = backcast(
+        "collect", text.model, text.target, "-o", tmp_path / "s", "--dim", 64, "--seed", 5, "--json"
+    ).json
+    store = SketchStore.open(tmp_path / "s")
+    assert found == {
+        "store": str(tmp_path / "s"),
+        "examples": 6,
+        "checkpoints": 1,
+        "kind": store.spec.kind,
+        "dim": 64,
+        "seed": 5,
+    }
+    assert store.sketches().shape == (6, 64)
+    assert np.linalg.norm(store.sketches(), axis=1).min() > 0

@@ -1,0 +1,239 @@
+"""The steps on their own: what each prints is what the library finds."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_cases import Files, write_jsonl
+
+from backcast import __version__
+from backcast.attribution import Scores, SketchStore, attribute
+from backcast.data import read_examples
+from backcast.report import Report, read_report, write_report
+from backcast.selectors import Manifest, select
+
+
+@pytest.fixture(scope="module")
+def stores(text: Files, tmp_path_factory) -> Path:
+    """A folder with the stores ``pool`` and ``target`` of the text data."""
+    from backcast.attribution import collect
+    from backcast.kernels import SketchSpec
+    from backcast.multimodal import load_task
+
+    folder = tmp_path_factory.mktemp("stores")
+    pool = read_examples(text.pool)
+    model, task = load_task(str(text.model), pool)
+    train = collect(model, task, pool, folder / "pool", spec=SketchSpec("kron", 256))
+    collect(model, task, read_examples(text.target), folder / "target", like=train)
+    return folder
+
+
+def test_scores_are_the_librarys(backcast, stores, tmp_path):
+    out = tmp_path / "scores.safetensors"
+    train, target = SketchStore.open(stores / "pool"), SketchStore.open(stores / "target")
+    found = backcast("score", stores / "pool", stores / "target", "-o", out, "--json").json
+    assert found == {"scores": str(out), "examples": 40, "targets": 6, "method": "tracin"}
+    assert np.array_equal(Scores.load(out).values, attribute(train, target, "tracin", cosine=True).values)
+
+    assert backcast("score", stores / "pool", stores / "target", "-o", out, "--no-cosine").code == 0
+    assert np.array_equal(Scores.load(out).values, attribute(train, target, "tracin").values)
+
+    backcast("score", stores / "pool", stores / "target", "-o", out, "-m", "grad_dot", "--by-source")
+    grouped = attribute(train, target, "grad_dot", groups=["wanted"] * 6)
+    assert Scores.load(out).targets == ("wanted",)
+    assert np.array_equal(Scores.load(out).values, grouped.values)
+
+
+def test_search_finds_the_largest_cosines(backcast, stores):
+    found = backcast("search", stores / "pool", stores / "target", "-k", 3, "--json").json["neighbours"]
+    train, target = (
+        SketchStore.open(stores / name).sketches().astype(np.float64) for name in ("pool", "target")
+    )
+    train /= np.linalg.norm(train, axis=1, keepdims=True)
+    target /= np.linalg.norm(target, axis=1, keepdims=True)
+    cosines = target @ train.T
+    for q in range(6):
+        mine = [row for row in found if row["query_row"] == q]
+        assert [row["row"] for row in mine] == np.argsort(-cosines[q])[:3].tolist()
+        assert [row["cosine"] for row in mine] == pytest.approx(np.sort(cosines[q])[::-1][:3], abs=1e-5)
+
+
+def test_a_row_is_not_its_own_neighbour(backcast, stores):
+    found = backcast("search", stores / "pool", 7, "-k", 4, "--json").json["neighbours"]
+    cosines = [row["cosine"] for row in found]
+    ids = SketchStore.open(stores / "pool").rows.ids
+    assert len(found) == 4
+    assert 7 not in [row["row"] for row in found]
+    assert {row["query"] for row in found} == {ids[7]}
+    assert [row["id"] for row in found] == [ids[row["row"]] for row in found]
+    assert all(a >= b for a, b in pairwise(cosines))
+    shown = backcast("search", stores / "pool", 7, "-k", 4).out.splitlines()
+    assert shown[0].split() == ["query", "row", "row", "source", "cosine"]
+    assert [int(line.split()[1]) for line in shown[1:]] == [row["row"] for row in found]
+
+
+def test_split_adds_up(backcast, images, tmp_path):
+    pool, target, out = tmp_path / "pool", tmp_path / "target", tmp_path / "split.jsonl"
+    backcast("collect", images.model, images.pool, "-o", pool, "--dim", 1024)
+    backcast("collect", images.model, images.target, "-o", target, "--like", pool)
+    found = backcast("split", images.model, pool, target, "--rows", 2, "-o", out, "--json").json
+    assert (found["split"], found["examples"]) == (str(out), 4)
+    assert found["max_relative_gap"] <= 0.01
+
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    scores = attribute(SketchStore.open(pool), SketchStore.open(target), "tracin", cosine=True).total()
+    order = np.argsort(-scores, kind="stable")
+    assert [line["row"] for line in lines] == [*order[:2], *order[-2:]]
+    for line in lines:
+        change = line["score"] - line["baseline"]
+        assert line["image"] + line["text"] == pytest.approx(change, rel=0.01)
+        assert np.sum(line["maps"]["image"]) == pytest.approx(line["image"], rel=1e-6, abs=1e-9)
+        assert np.sum(line["maps"]["text"]) == pytest.approx(line["text"], rel=1e-6, abs=1e-9)
+        assert line["score"] == pytest.approx(
+            scores[line["row"]], abs=0.15
+        )  # a sketch of 1,024 numbers apart
+
+
+def test_sweep_makes_a_table_that_invert_reads(backcast, text, tmp_path):
+    """Further random subsets of one size are further seeds, so that no two rows of the table are alike."""
+    pool, out = read_examples(text.pool), tmp_path / "sweep"
+    subsets = []
+    for draw, budget in ((0, 5), (1, 5), (0, 15)):
+        subsets.append(tmp_path / f"{budget}-{draw}.jsonl")
+        select(pool.index, budget, "random", draw).save(subsets[-1])
+    words = [
+        text.model,
+        text.pool,
+        text.test,
+        *subsets,
+        "-o",
+        out,
+        "--seeds",
+        1,
+        "--steps",
+        2,
+        "--workers",
+        1,
+    ]
+    found = backcast("sweep", *words, "--json").json
+    assert found["results"] == str(out / "results.jsonl")
+    assert [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()] == found["rows"]
+    keys = ("selector", "budget", "n", "seed", "measure")
+    assert [tuple(row[key] for key in keys) for row in found["rows"]] == [
+        ("random", "5", 5, 0, "loss"),
+        ("random", "5", 5, 1, "loss"),
+        ("random", "15", 15, 0, "loss"),
+        ("full", "100%", 40, 0, "loss"),
+    ]
+    assert Manifest.load(subsets[0]).ids != Manifest.load(subsets[1]).ids
+
+    again = backcast("sweep", *words)
+    assert again.code == 0
+    assert "4 runs in" in again.out
+    answers = backcast("invert", out / "results.jsonl", "--target", 4.0, "--lower-is-better", "--json").json
+    assert [answer["group"] for answer in answers["answers"]] == ["random"]
+
+
+# ------------------------------------------------------------------ invert
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> Path:
+    """An accuracy that rises to a ceiling of 0.9: error 0.1 + 0.8 n^-0.5, three seeds."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {"n": n, "metric": 0.9 - 0.8 * n**-0.5 + 0.002 * rng.normal(), "seed": seed, "selector": "top_k"}
+        for n in (50, 100, 200, 400, 800, 1600)
+        for seed in range(3)
+    ]
+    return write_jsonl(tmp_path_factory.mktemp("results") / "results.jsonl", rows)
+
+
+def test_invert_finds_the_least_data(backcast, results):
+    words = ["invert", results, "--target", 0.85, "--low", 0, "--high", 1]
+    (answer,) = backcast(*words, "--json").json["answers"]
+    truth = (0.8 / 0.05) ** 2
+    assert answer["status"] == "reached"
+    assert truth / 1.3 < answer["n"] < truth * 1.3
+    assert answer["low"] < answer["n"] < answer["high"]
+    shown = backcast(*words)
+    assert (shown.code, shown.err) == (0, "")
+    assert shown.out.startswith(answer["sentence"])
+    assert answer["next_run"] in shown.out
+
+
+def test_a_target_out_of_reach_is_an_answer(backcast, results):
+    done = backcast("invert", results, "--target", 0.99, "--low", 0, "--high", 1, "--json")
+    assert (done.code, done.err) == (1, "")
+    assert [answer["status"] for answer in done.json["answers"]] == ["unreachable"]
+
+
+# ------------------------------------------------------------------ report, version, help
+
+
+def test_report_makes_the_page_again(backcast, tmp_path):
+    page = write_report(Report(title="Leaves & trees", answer=["About 40 of 90."]), tmp_path)
+    first = page.read_bytes()
+    page.unlink()
+    assert backcast("report", tmp_path, "--json").json == {"report": str(page)}
+    assert page.read_bytes() == first
+    assert read_report(tmp_path).title == "Leaves & trees"
+
+
+def test_without_a_command_there_is_help(backcast):
+    bare, asked = backcast(), backcast("--help")
+    assert (bare.code, bare.err) == (0, "")
+    assert bare.out.strip() == asked.out.strip()
+    commands = ["demo", "select", "collect", "score", "split", "search", "sweep", "invert", "check", "report"]
+    assert [line.split()[0] for line in bare.out.partition("Commands:\n")[2].splitlines() if line][
+        :10
+    ] == commands
+    assert "..." not in bare.out.partition("Commands:\n")[2]  # each command's line is whole
+    assert backcast("--version").out.strip() == __version__
+
+
+# ------------------------------------------------------------------ in processes of their own
+
+
+def in_a_process(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from backcast.cli import main; main()", *map(str, words)]
+    return subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"}, check=False
+    )
+
+
+def test_stdout_is_json_and_stderr_is_the_rest(text, tmp_path):
+    out = tmp_path / "store"
+    done = in_a_process("collect", text.model, text.target, "-o", out, "--dim", 64, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["examples"] == 6
+    assert len(done.stdout.splitlines()) == 1
+    # No bars in a log: the one line is the library's own.
+    assert [line.split()[0] for line in done.stderr.splitlines()] == ["tracking"]
+
+
+def test_a_failure_is_one_line(text, tmp_path):
+    broken = write_jsonl(tmp_path / "pool.jsonl", [{"prompt": "word " * 2000, "response": "too late"}])
+    done = in_a_process(
+        "select",
+        "--model",
+        text.model,
+        "--train",
+        broken,
+        "--target",
+        text.target,
+        "-o",
+        tmp_path / "s.jsonl",
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    *logs, line = done.stderr.splitlines()
+    assert line.startswith("backcast: row 0 of pool: ")
+    assert {log.split()[0] for log in logs} == {"tracking"}
+    assert [path.name for path in tmp_path.iterdir()] == ["pool.jsonl"]
