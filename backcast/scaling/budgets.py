@@ -77,14 +77,25 @@ class Budgets:
 
     @cached_property
     def flat(self) -> bool:
-        """Whether the last budgets are no better than the first, beyond the noise (one-sided, 5 %).
+        """Whether the last budgets are no better than the first, beyond the noise."""
+        return self._stalled(0)
+
+    @cached_property
+    def saturated(self) -> bool:
+        """Whether the metric did improve, but no more over the later half of the budgets (three at least)."""
+        later = len(self) // 2
+        return not self.flat and len(self) - later >= 3 and self._stalled(later)
+
+    def _stalled(self, start: int) -> bool:
+        """Whether the last third of ``mean[start:]`` is no better than its first, one-sided at 5 %.
 
         The noise of a mean is the seeds', or that which neighbouring budgets show (von Neumann), whichever is more.
         """
-        third = max(1, len(self) // 3)
-        gained = self.mean[:third].mean() - self.mean[-third:].mean()
+        mean = self.mean[start:]
+        third = max(1, len(mean) // 3)
+        gained = mean[:third].mean() - mean[-third:].mean()
         seeds = np.median(self.seed_noise / np.sqrt(self.count))
-        neighbours = np.sqrt(np.mean(np.diff(self.mean) ** 2) / 2) if len(self) > 2 else 0.0
+        neighbours = np.sqrt(np.mean(np.diff(mean) ** 2) / 2) if len(mean) > 2 else 0.0
         return bool(gained <= 1.645 * max(seeds, neighbours) * math.sqrt(2 / third))
 
     @cached_property

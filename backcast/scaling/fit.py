@@ -101,7 +101,7 @@ def _fit(
     sign = -1.0 if higher_is_better else 1.0
     budgets = Budgets.of(runs, sign, best=min(sign * bounds[0], sign * bounds[1]))
     posteriors = [fit_form(LAWS[name], budgets) for name in laws]
-    weights = stack([p.scores for p in posteriors])
+    weights = stack([p.scores for p in posteriors], [p.log_evidence for p in posteriors])
     return Law(
         budgets, posteriors, dict(zip(laws, weights.tolist(), strict=True)), higher_is_better, bounds, group
     )

@@ -159,10 +159,10 @@ class Law:
                 f"From n = {budgets.n[0]:g} to {budgets.n[-1]:g} the metric does not improve by more than its noise: "
                 "no law can tell how it goes on."
             )
-        elif self._saturated:
+        elif budgets.saturated:
             found.append(
-                f"The curve is saturated: four times the data past n = {budgets.n[-1]:g} is expected to bring less "
-                "than the noise of one run."
+                f"The curve has levelled off: from n = {budgets.n[len(budgets) // 2]:g} to {budgets.n[-1]:g} the "
+                "metric does not improve by more than its noise."
             )
         if budgets.rise is not None:
             i, j = budgets.rise
@@ -176,12 +176,6 @@ class Law:
                 f"The sampler's starts disagree (R-hat {self.r_hat:.2f}): take the intervals as rough."
             )
         return tuple(found)
-
-    @property
-    def _saturated(self) -> bool:
-        last = self.budgets.n[-1]
-        now, later = (self._sign * self.curves([last, 4 * last])).T
-        return bool(np.median(now - later) < self.predict(last).noise[0])
 
     def to_json(self) -> dict[str, Any]:
         """A summary as a JSON object: budgets, weights, convergence, warnings."""

@@ -19,7 +19,7 @@ import numpy as np
 from backcast.scaling.budgets import Budgets
 
 #: τ in units of the observed spread, and the normal prior of its log.
-TAU, TAU_PRIOR = np.geomspace(2e-4, 1.0, 7), (np.log(0.03), 1.0)
+TAU, TAU_PRIOR = np.geomspace(2e-4, 1.0, 7), (np.log(0.01), 1.2)
 #: h and its normal prior.
 FALLS, FALL_PRIOR = np.array([0.0, 0.25, 0.5]), (0.25, 0.25)
 #: log σ around its pooled estimate, in standard errors of that.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.special import expit
 from scipy.stats import norm
 
 from backcast.scaling.budgets import Budgets
@@ -14,9 +15,9 @@ from backcast.scaling.laws import Form
 from backcast.scaling.noise import Noise
 from backcast.scaling.sampler import grow
 
-#: Prior of the gain that is left: the logit of its share of the way from the level to the best value, or, when the
-#: metric has no best value, the log of its ratio to the observed spread. Mean and standard deviation.
-BOUNDED_GAIN, FREE_GAIN = (-1.0, 2.5), (0.0, 1.5)
+#: Prior of the gain that is left: mean and standard deviation of the logit of its share of the way from the level to
+#: the best value, or, when the metric has no best value, of the log of its ratio to the observed spread.
+BOUNDED_GAIN, FREE_GAIN = (0.0, 2.5), (0.0, 1.5)
 #: Past the data, log n counts e^(DRIFT·ε)-fold, ε ~ N(0, 1) for each curve: what laws do not know of how learning goes
 #: on.
 DRIFT = 0.3
@@ -34,6 +35,7 @@ class Posterior:
         drift: (S,) factors on log n past the data.
         hypothesis: (S,) which of the model's noise hypotheses goes with each curve.
         scores: for each earlier table, (K - its length,) log densities that it gave to the later budgets' means.
+        log_evidence: log p(budgets' means | form), up to a constant that all forms share.
         r_hat: the sampler's potential scale reduction at the largest n and at four times that; 1 when converged.
     """
 
@@ -42,12 +44,12 @@ class Posterior:
     drift: np.ndarray
     hypothesis: np.ndarray
     scores: tuple[np.ndarray, ...]
+    log_evidence: float
     r_hat: float
 
     def take(self, index: np.ndarray) -> Posterior:
-        return Posterior(
-            self.model, self.x[index], self.drift[index], self.hypothesis[index], self.scores, self.r_hat
-        )
+        """Some of the curves."""
+        return replace(self, x=self.x[index], drift=self.drift[index], hypothesis=self.hypothesis[index])
 
     def curve(self, log_n: np.ndarray) -> np.ndarray:
         """(S, K) values at (K,) log n, lower being better."""
@@ -105,7 +107,7 @@ class Model:
             mean, sd = FREE_GAIN
             return self.budgets.spread * np.exp(mean + sd * x[:, 1])
         mean, sd = BOUNDED_GAIN
-        return (self.level(x) - self.budgets.best) / (1.0 + np.exp(-mean - sd * x[:, 1]))
+        return (self.level(x) - self.budgets.best) * expit(mean + sd * x[:, 1])
 
     def shape(self, x: np.ndarray) -> list[np.ndarray]:
         """The logs of the shape's parameters, (S, 1) each."""
@@ -163,16 +165,15 @@ def fit_form(form: Form, budgets: Budgets) -> Posterior:
     ends = prefixes(len(budgets))
     batches = [np.arange(a, b) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
     scores = []
-    for end, starts in zip(
-        ends, grow(model.squares, model.log_likelihood, batches, model.dim, rng), strict=True
-    ):
+    populations = grow(model.squares, model.log_likelihood, batches, model.dim, rng)
+    for end, (starts, log_evidence) in zip(ends, populations, strict=True):  # noqa: B007 (the last one is used)
         x = starts.reshape(-1, model.dim)
         drift = np.exp(DRIFT * rng.permutation(norm.ppf((np.arange(len(x)) + 0.5) / len(x))))
         if end < len(budgets):
             scores.append(_foresight(model, x, drift, end))
     chance = model.hypotheses(x, np.ones(len(budgets))).cumsum(axis=0)
     hypothesis = (chance < rng.random(len(x))).sum(axis=0).clip(max=len(chance) - 1)
-    return Posterior(model, x, drift, hypothesis, tuple(scores), _r_hat(model, starts))
+    return Posterior(model, x, drift, hypothesis, tuple(scores), log_evidence, _r_hat(model, starts))
 
 
 def prefixes(budgets: int) -> list[int]:

@@ -16,7 +16,7 @@ import numpy as np
 #: Independent populations, and particles in each half of one.
 STARTS, HALF = 3, 160
 #: Moves after each step of tempering, and further ones once all the data are in.
-MOVES, LAST_MOVES = 8, 24
+MOVES, LAST_MOVES = 12, 40
 #: A tempering step leaves this share of the populations effective.
 KEPT = 0.5
 
@@ -30,8 +30,8 @@ def grow(
     batches: Sequence[np.ndarray],
     dim: int,
     rng: np.random.Generator,
-) -> Iterator[np.ndarray]:
-    """Populations given each batch and those before it.
+) -> Iterator[tuple[np.ndarray, float]]:
+    """Populations given each batch and those before it, and the log evidence of what they have taken in.
 
     Args:
         summary: (S, dim) parameters → (S, K), whatever the likelihood of each of the K points needs of them. The
@@ -40,7 +40,8 @@ def grow(
         batches: indices into the K points, in the order in which they are taken in.
 
     Yields:
-        (STARTS, 2·HALF, dim) equally weighted draws, one array a batch.
+        For each batch, (STARTS, 2·HALF, dim) equally weighted draws, and log p(data so far) up to a constant that
+        depends on the data alone.
     """
     population = _Population(summary, log_likelihood, sum(map(len, batches)), dim, rng)
     for i, batch in enumerate(batches):
@@ -50,7 +51,7 @@ def grow(
                 population.move()
         for _ in range(LAST_MOVES if i == len(batches) - 1 else 0):
             population.move()
-        yield population.x.reshape(STARTS, 2 * HALF, dim)
+        yield population.x.reshape(STARTS, 2 * HALF, dim), population.log_evidence
 
 
 class _Population:
@@ -61,6 +62,7 @@ class _Population:
     ) -> None:
         self._summary, self._log_likelihood, self._rng = summary, log_likelihood, rng
         self.power = np.zeros(points)
+        self.log_evidence = 0.0
         self.x = rng.standard_normal((STARTS, 2, HALF, dim))
         self.state = self._summarise(self.x)
         self.now = self._value(self.state, self.power)
@@ -76,6 +78,7 @@ class _Population:
                 low, high = (middle, high) if _effective(gain) >= KEPT else (low, middle)
             high = middle
         self.power[batch] = high
+        self.log_evidence += float(gain.max() + np.log(np.exp(gain - gain.max()).mean()))
         now = self.now + gain
         for s in range(STARTS):
             chosen = _resample(gain[s].ravel(), self._rng)

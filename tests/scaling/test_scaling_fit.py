@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from backcast.errors import InputError
-from backcast.scaling import Inversion, Law, fit_law, next_run
+from backcast.scaling import LAWS, Inversion, Law, fit_law, next_run
 
 BUDGETS = np.geomspace(50, 6400, 8)
 
@@ -56,18 +56,20 @@ def test_a_law_recovers_its_own_parameters(name: str) -> None:
         low, middle, high = np.quantile(found[parameter], [0.05, 0.5, 0.95])
         assert low <= value <= high, parameter
         assert middle == pytest.approx(value, rel=0.25), parameter
-    np.testing.assert_allclose(law.predict(BUDGETS).mean, curve(BUDGETS), rtol=0.01)
+    np.testing.assert_allclose(law.predict(BUDGETS).mean, curve(BUDGETS), rtol=0.02)
 
 
-@pytest.mark.parametrize("name", ["power", "hill", "bnsl", "exponential"])
+@pytest.mark.parametrize("name", TRUTHS)
 def test_n_is_right_on_noiseless_curves_of_every_law(name: str) -> None:
+    """With the law that it is, and with all of them together, which know no more than that it is one of them."""
     _, curve = TRUTHS[name]
-    law = fit_law(table(curve), bounds=(0, math.inf))
-    for n in (75.0, 400.0, 3000.0):
-        answer = law.invert(curve(n))
-        assert answer.n == pytest.approx(n, rel=0.05)
-        assert answer.low <= n <= answer.high
-        assert answer.status == "reached"
+    for laws, error in (([name], 0.04), (list(LAWS), 0.1)):
+        law = fit_law(table(curve), bounds=(0, math.inf), laws=laws)
+        for n in (75.0, 400.0, 1500.0):
+            answer = law.invert(curve(n))
+            assert answer.n == pytest.approx(n, rel=error)
+            assert answer.low <= n <= answer.high
+            assert answer.status == "reached"
 
 
 def test_intervals_hold_as_often_as_they_say() -> None:
@@ -85,8 +87,8 @@ def test_intervals_hold_as_often_as_they_say() -> None:
         answer = law.invert(curve(n))
         held.append(answer.low <= n <= answer.high)
         widths.append(answer.high / answer.low)
-    assert 48 <= sum(held)  # P(less | 90 %) = 0.6 %
-    assert np.median(widths) < 16  # not by saying nothing
+    assert sum(held) >= 48  # P(fewer of 60 | 90 %) < 1 %
+    assert np.median(widths[::2]) < 8  # twice the largest budget: not by saying nothing
 
 
 def test_beyond_the_floor_is_out_of_reach() -> None:
@@ -99,7 +101,7 @@ def test_beyond_the_floor_is_out_of_reach() -> None:
     assert answer.status in ("unreachable", "unidentified")
     assert law.invert(0.0).status == "unreachable"  # the metric's very best value is never met
     assert law.invert(0.6).p_unreachable == 0
-    assert any("saturated" in warning for warning in law.warnings)
+    assert any("levelled off" in warning for warning in law.warnings)
 
 
 def test_three_small_budgets_stay_honest() -> None:
@@ -139,7 +141,11 @@ def test_the_same_runs_in_any_order_give_the_same_law() -> None:
 
 def test_a_law_for_each_group() -> None:
     rows = table(accuracy, [50, 100, 200], 0.01, 2)
-    both = [{**row, "selector": s, "value": row["value"] - drop} for row in rows for s, drop in [("a", 0), ("b", 0.1)]]
+    both = [
+        {**row, "selector": s, "value": row["value"] - drop}
+        for row in rows
+        for s, drop in [("a", 0), ("b", 0.1)]
+    ]
     laws = fit_law(both, group="selector", higher_is_better=True, bounds=(0, 1), laws=["hill"])
     assert list(laws) == ["a", "b"]
     alone = fit_law(rows, higher_is_better=True, bounds=(0, 1), laws=["hill"])
@@ -157,7 +163,7 @@ def test_predictions_are_ordered_and_close() -> None:
     width = p.quantiles[-1] - p.quantiles[0]
     assert width[3] > 2 * width[2]  # less is known past the data
     assert 0.005 < p.noise[1] < 0.03  # the seeds' own was 0.01
-    np.testing.assert_array_equal(noisy().predict(200.0).mean, p.mean[1:2])
+    np.testing.assert_allclose(noisy().predict(200.0).mean, p.mean[1:2], rtol=1e-12)
 
 
 def test_a_prediction_and_its_inversion_are_one_statement() -> None:
@@ -201,7 +207,9 @@ def test_status_follows_from_the_samples() -> None:
 
 
 def test_a_flat_start_does_not_pass_for_a_floor() -> None:
-    law = fit_law(table(lambda n: 0.5 + 0 * n, [60, 120, 240, 480], 0.02, 3), higher_is_better=True, bounds=(0, 1))
+    law = fit_law(
+        table(lambda n: 0.5 + 0 * n, [60, 120, 240, 480], 0.02, 3), higher_is_better=True, bounds=(0, 1)
+    )
     answer = law.invert(0.8)
     assert answer.status == "unidentified"
     assert answer.p_unreachable < 0.7
@@ -244,7 +252,8 @@ def test_targets_outside_the_range_are_refused() -> None:
 def test_the_next_run_is_where_it_tells_most() -> None:
     law = small()
     flat_rate = next_run(law, 0.8, [(60, 1), (240, 1), (960, 1), (960, 3)], cost=lambda n, seeds: 1.0)
-    assert (flat_rate.n, flat_rate.seeds) == (960, 3)  # furthest out and most seeds, when they cost nothing more
+    # Furthest out and most seeds, when they cost nothing more.
+    assert (flat_rate.n, flat_rate.seeds) == (960, 3)
     assert flat_rate.sd_after < 0.9 * flat_rate.sd_now
     dear = next_run(law, 0.8, [(480, 1), (960, 1)], cost=lambda n, seeds: 1.0 if n < 900 else 1e6)
     assert dear.n == 480
