@@ -6,7 +6,7 @@ from pathlib import Path
 
 from backcast.data import Example, Examples
 from backcast.data.corpora import digits_corpus
-from backcast.data.corpora.digits import CAPTIONS, DigitsTruth
+from backcast.data.corpora.digits import CAPTIONS, DigitsCorpus, DigitsTruth
 from backcast.finetune import FinetuneConfig
 from backcast.kernels import SketchSpec
 from backcast.multimodal.mini_clip import write_mini_clip
@@ -34,8 +34,11 @@ class Digits:
             seeds=1 if quick else 3,
         )
 
+    def corpus(self, seed: int) -> DigitsCorpus:
+        return digits_corpus(seed)
+
     def write(self, folder: Path, seed: int, quick: bool) -> None:
-        digits_corpus(seed).write(folder)
+        self.corpus(seed).write(folder)
         write_mini_clip(folder / "model", CAPTIONS, seed)
 
     def groups(self, target: Examples) -> list[str]:

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from backcast.data import Example, Examples
-from backcast.data.corpora import docstrings_corpus
+from backcast.data.corpora import Corpus, docstrings_corpus
 from backcast.finetune import FinetuneConfig
 from backcast.kernels import SketchSpec
 from backcast.recipes.setting import Plan
@@ -40,8 +40,11 @@ class Docstrings:
             seeds=1 if quick else 2,
         )
 
+    def corpus(self, seed: int, quick: bool) -> Corpus:
+        return docstrings_corpus(target=TARGET, seed=seed, pool_size=2000 if quick else 8000)
+
     def write(self, folder: Path, seed: int, quick: bool) -> None:
-        corpus = docstrings_corpus(target=TARGET, seed=seed, pool_size=2000 if quick else 8000)
+        corpus = self.corpus(seed, quick)
         corpus.write(folder)
         texts = [f"{e.fields['prompt']}{e.fields['response']}" for e in corpus.pool]
         _write_mini_llama(folder / "model", texts, seed)
