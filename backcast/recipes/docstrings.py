@@ -31,9 +31,9 @@ class Docstrings:
     def plan(self, quick: bool) -> Plan:
         budgets = ("5%", "10%", "20%", "40%") if quick else ("5%", "10%", "20%", "40%", "80%")
         return Plan(
-            warmup=FinetuneConfig(steps=100, batch_size=16, learning_rate=2e-3),
-            scoring=FinetuneConfig(steps=100, batch_size=16, learning_rate=1e-3),
-            runs=FinetuneConfig(steps=60 if quick else 120, batch_size=16, learning_rate=1e-3),
+            warmup=FinetuneConfig(steps=200, batch_size=16, learning_rate=3e-3),
+            scoring=FinetuneConfig(steps=150, batch_size=16, learning_rate=2e-3),
+            runs=FinetuneConfig(steps=80 if quick else 200, batch_size=16, learning_rate=2e-3),
             spec=SketchSpec(kind="kron", dim=1024),
             budgets=budgets,
             fitted=("5%", "10%", "20%"),
@@ -63,7 +63,7 @@ def _write_mini_llama(folder: Path, texts: list[str], seed: int) -> None:
     """A freshly initialised 2-layer Llama and a byte-level BPE tokenizer trained on ``texts``."""
     logging.disable_progress_bar()
     bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(texts, vocab_size=4096, special_tokens=[END], show_progress=False)
+    bpe.train_from_iterator(texts, vocab_size=1024, special_tokens=[END], show_progress=False)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token=END, pad_token=END)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
