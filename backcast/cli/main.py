@@ -16,6 +16,8 @@ from backcast.errors import InputError
 #: Typer carries a click of its own, or uses the installed one: the base of its public error tells which.
 UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
@@ -48,7 +50,7 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", level=logging.ERROR)
     logging.getLogger("backcast").setLevel(logging.INFO)
     try:
-        sys.exit(app(standalone_mode=False))
+        code = app(standalone_mode=False)
     except InputError as error:
         _fail(str(error), 2)
     except UsageError as error:
@@ -56,7 +58,10 @@ def main() -> None:
     except OSError as error:
         _fail(f"{error.filename2 or error.filename or 'a file'}: {error.strerror or error}", 2)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; the same command resumes where it stopped", 130)
+        code = INTERRUPTED
+    if code == INTERRUPTED:  # which Typer makes of a KeyboardInterrupt
+        _fail("interrupted; the same command resumes where it stopped", code)
+    sys.exit(code)
 
 
 def _fail(message: str, code: int) -> None:

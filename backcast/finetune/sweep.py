@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -175,6 +176,8 @@ class _Worker:
         torch.set_num_threads(1)
         threadpool_limits(1)
         silence()
+        # An interrupted sweep's workers end at once, without a word.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
         cls.here = cls(*args)
 

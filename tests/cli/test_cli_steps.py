@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
+import signal
 import subprocess
 import sys
 from itertools import pairwise
@@ -18,6 +21,8 @@ from backcast.attribution import Scores, SketchStore, attribute
 from backcast.data import read_examples
 from backcast.report import Report, read_report, write_report
 from backcast.selectors import Manifest, select
+
+COMMANDS = ["demo", "select", "collect", "score", "split", "search", "sweep", "invert", "check", "report"]
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +180,21 @@ def test_a_target_out_of_reach_is_an_answer(backcast, results):
     assert [answer["status"] for answer in done.json["answers"]] == ["unreachable"]
 
 
+def test_an_interruption_is_one_line(backcast, results):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)  # in the midst of the fit, which takes longer
+        done = backcast("invert", results, "--target", 0.85)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert (done.code, done.out) == (130, "")
+    assert done.err == "backcast: interrupted; the same command resumes where it stopped\n"
+
+
 # ------------------------------------------------------------------ report, version, help
 
 
@@ -191,10 +211,8 @@ def test_without_a_command_there_is_help(backcast):
     bare, asked = backcast(), backcast("--help")
     assert (bare.code, bare.err) == (0, "")
     assert bare.out.strip() == asked.out.strip()
-    commands = ["demo", "select", "collect", "score", "split", "search", "sweep", "invert", "check", "report"]
-    assert [line.split()[0] for line in bare.out.partition("Commands:\n")[2].splitlines() if line][
-        :10
-    ] == commands
+    listed = bare.out.partition("Commands:\n")[2].splitlines()
+    assert [line.split()[0] for line in listed[: len(COMMANDS)]] == COMMANDS
     assert "..." not in bare.out.partition("Commands:\n")[2]  # each command's line is whole
     assert backcast("--version").out.strip() == __version__
 
@@ -237,3 +255,27 @@ def test_a_failure_is_one_line(text, tmp_path):
     assert line.startswith("backcast: row 0 of pool: ")
     assert {log.split()[0] for log in logs} == {"tracking"}
     assert [path.name for path in tmp_path.iterdir()] == ["pool.jsonl"]
+
+
+# ------------------------------------------------------------------ the manual
+
+
+def examples_in_the_manual() -> list[list[str]]:
+    text = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+    blocks = text.split("```")[1::2]
+    lines = [line for block in blocks[1:] for line in block.splitlines() if line.startswith("backcast ")]
+    return [shlex.split(line)[1:] for line in lines]
+
+
+def test_the_manual_shows_every_command(backcast):
+    shown = [words[0] for words in examples_in_the_manual()]
+    assert set(shown) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("words", examples_in_the_manual(), ids=" ".join)
+def test_an_example_of_the_manual_can_be_parsed(words, backcast):
+    """Cut short by --help, which comes after the options and arguments have been read."""
+    options = [word for word in words if word.startswith("-")]
+    shown = backcast(words[0], "--help").out
+    assert all(re.search(rf"(^|[ ,]){re.escape(option)}[ ,]", shown, re.MULTILINE) for option in options)
+    assert backcast(*words, "--nonsense").err.startswith("backcast: No such option: --nonsense")

