@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def collect(
     spec = like.spec if like else spec or SketchSpec(kind=default_kind(device))
     with opened_attention(model):
         modules = tracked(model, task)
-        _log_coverage(model, modules)
+        _log_coverage(model, tracked_weights(model, task))
     header = Header(
         spec=spec,
         layers={name: list(module.weight.shape) for name, module in modules.items()},  # type: ignore[arg-type, operator, union-attr]
@@ -141,9 +141,9 @@ def tracked_weights(model: nn.Module, task: Task) -> list[Tensor]:
     return list(weights.values())
 
 
-def _log_coverage(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+def _log_coverage(model: nn.Module, tracked: Sequence[Tensor]) -> None:
     total = sum(p.numel() for p in model.parameters())
-    weights = {id(m.weight): m.weight.numel() for m in modules.values()}  # type: ignore[union-attr, operator]
+    weights = {id(weight): weight.numel() for weight in tracked}
     others = {n: p.numel() for n, p in model.named_parameters() if id(p) not in weights}
     largest = sorted(others, key=others.__getitem__, reverse=True)[:3]
     named = ", ".join(f"{n} ({others[n] / total:.0%})" for n in largest)

@@ -132,10 +132,10 @@ class Loop:
         return np.concatenate([self._distinct(order), self._distinct(order[::-1])])
 
     def _distinct(self, order: np.ndarray) -> np.ndarray:
-        first = {self.setting.text(self.pool[int(row)]): row for row in order[::-1]}
-        return np.array(
-            [row for row in order if first[self.setting.text(self.pool[int(row)])] == row][:SHOWN]
-        )
+        first: dict[str, int] = {}
+        for row in order.tolist():
+            first.setdefault(self.setting.text(self.pool[row]), row)
+        return np.array(list(first.values())[:SHOWN])
 
     def mean(self, selector: str, budget: str) -> float:
         """The metric's mean over the seeds."""

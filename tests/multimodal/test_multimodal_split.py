@@ -401,3 +401,11 @@ def test_another_bank_is_refused(case, corpus):
             target=case.target,
             checkpoints=case.checkpoints,
         )
+
+
+def test_shares_are_the_parts_without_their_signs(whole):
+    shares, parts = whole.shares(), whole.parts
+    np.testing.assert_allclose(shares["image"] + shares["text"], 1, rtol=1e-12)
+    np.testing.assert_allclose(
+        shares["image"] * abs(parts["text"]), shares["text"] * abs(parts["image"]), rtol=1e-9
+    )
