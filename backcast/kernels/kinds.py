@@ -12,12 +12,14 @@ from backcast.kernels.kron import KronSketch
 from backcast.kernels.layer import LayerSketch
 from backcast.kernels.sjlt import SjltSketch
 from backcast.kernels.spec import SketchSpec
+from backcast.kernels.tile import TileSketch
 
 #: kind → its operator for a layer: (spec, layer name, out_features, in_features, device) → LayerSketch.
 KINDS: dict[str, Callable[[SketchSpec, str, int, int, torch.device], LayerSketch]] = {
     "kron": KronSketch,
     "sjlt": SjltSketch,
     "dense": DenseSketch,
+    "tile": TileSketch,
 }
 
 

@@ -20,6 +20,7 @@ from backcast.kernels.layer import LayerSketch
 from backcast.kernels.precision import no_autocast, wide, wide_dtype
 from backcast.kernels.random import key, signs
 from backcast.kernels.spec import SketchSpec
+from backcast.kernels.vmap import batched
 
 #: The most that one side of the sketch may be longer than the other.
 MAX_ASPECT = 4
@@ -244,3 +245,5 @@ def _kron_sketch_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 project.register_autograd(_project_backward, setup_context=_save_inputs)
 kron_sketch.register_autograd(_kron_sketch_backward, setup_context=_save_inputs)
+project.register_vmap(batched(project, 0, None))
+kron_sketch.register_vmap(batched(kron_sketch, 0, 0, None))

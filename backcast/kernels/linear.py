@@ -1,4 +1,4 @@
-"""What the flat ops share: the shape of their result, and each other as derivative."""
+"""What the flat ops share: the shape of their result, each other as derivative, and their vmap rule."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from torch import Tensor
 from torch.library import CustomOpDef
 
 from backcast.kernels.precision import wide_dtype
+from backcast.kernels.vmap import batched
 
 
 def register_linear(forward: CustomOpDef, adjoint: CustomOpDef) -> None:
-    """Register fakes and gradients of two ops (x (B, n), k, key) → (B, k), each the other's adjoint."""
+    """Register fakes, gradients and vmap rules of two ops (x (B, n), k, key) → (B, k), each the other's adjoint."""
     for op, transpose in ((forward, adjoint), (adjoint, forward)):
         op.register_fake(_fake)
         op.register_autograd(_backward(transpose), setup_context=_remember)
+        op.register_vmap(batched(op, 0, None, None))
 
 
 def _fake(x: Tensor, length: int, key: int) -> Tensor:

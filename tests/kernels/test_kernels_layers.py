@@ -84,6 +84,7 @@ FROZEN = {
     "kron": [-3.0, 3.0, -3.0, 3.0],
     "sjlt": [14.0, 18.0, 8.0, 2.0],
     "dense": [-3.0, -7.0, -1.0, -1.0],
+    "tile": [-14.0, -4.0, -2.0, -10.0],
 }
 
 
@@ -168,7 +169,7 @@ def test_a_dim_without_like_factors_is_refused_with_the_nearest_good_one(dim, go
 
 
 def test_an_unknown_kind_is_refused_with_the_list():
-    with pytest.raises(InputError, match=r"'gauss' does not exist; choose one of dense, kron, sjlt$"):
+    with pytest.raises(InputError, match=r"'gauss' does not exist; choose one of dense, kron, sjlt, tile$"):
         sketcher(SketchSpec("gauss"), "layer", OUT, IN)
 
 
