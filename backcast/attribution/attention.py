@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TypeGuard
 
 import torch.nn.functional as F
@@ -61,34 +59,16 @@ class OpenAttention(nn.Module):
 
 
 def _linear(weight: Tensor | None, bias: Tensor | None) -> nn.Linear:
-    assert weight is not None  # see _openable
+    assert weight is not None  # see is_fused_attention
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight, linear.bias = weight, bias  # type: ignore[assignment]
     return linear
 
 
-def _openable(module: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
+def is_fused_attention(module: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
     return (
         type(module) is nn.MultiheadAttention
         and module.in_proj_weight is not None
         and module.bias_k is None
         and not module.add_zero_attn
     )
-
-
-@contextmanager
-def opened_attention(model: nn.Module) -> Iterator[None]:
-    """Replace each `nn.MultiheadAttention` in ``model`` by an `OpenAttention`; restore them on leaving."""
-    places = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if _openable(child)
-    ]
-    try:
-        for parent, name, child in places:
-            setattr(parent, name, OpenAttention(child).train(child.training))
-        yield
-    finally:
-        for parent, name, child in places:
-            setattr(parent, name, child)

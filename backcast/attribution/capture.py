@@ -2,85 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from types import TracebackType
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backcast.attribution.parts import Part, parts_of
 from backcast.errors import InputError
-from backcast.kernels import LayerSketch, SketchSpec, sketcher
-
-
-def _linear_input(module: nn.Module, x: Tensor) -> Tensor:
-    return x.flatten(1, -2) if x.dim() > 2 else x.unsqueeze(1)
-
-
-def _linear_output(module: nn.Module, d: Tensor) -> Tensor:
-    return d.flatten(1, -2) if d.dim() > 2 else d.unsqueeze(1)
-
-
-def _conv2d_input(module: nn.Conv2d, x: Tensor) -> Tensor:
-    if isinstance(module.padding, str):
-        x = F.pad(x, module._reversed_padding_repeated_twice)
-    padding = 0 if isinstance(module.padding, str) else module.padding
-    return F.unfold(x, module.kernel_size, module.dilation, padding, module.stride).mT
-
-
-def _conv2d_output(module: nn.Module, d: Tensor) -> Tensor:
-    return d.flatten(2).mT
-
-
-#: module type → how its input becomes X (B, T, I) and its output's gradient D (B, T, O), with G_b = D_bᵀ X_b.
-AS_LINEAR: dict[type[nn.Module], tuple[Callable, Callable]] = {
-    nn.Linear: (_linear_input, _linear_output),
-    nn.Conv2d: (_conv2d_input, _conv2d_output),
-}
-
-
-def trackable(module: nn.Module) -> bool:
-    """Whether the per-example gradient of the module's weight can be formed from its input and output gradient."""
-    if isinstance(module, nn.Conv2d):
-        return module.groups == 1 and module.padding_mode == "zeros"
-    return isinstance(module, nn.Linear)
+from backcast.kernels import SketchSpec
 
 
 class GradientCapture:
     """Sketches per-example gradients as a backward pass runs; a context manager around forward and backward.
 
     No weight gradient is computed: every parameter is frozen inside the context, and only gradients by activations
-    flow. The uses of a module that is called several times add up, and so do those of modules with one weight.
+    flow. The uses of a module that is called several times add up, and so do those of modules with one weight. Works
+    under autocast and with gradient checkpointing.
 
     Args:
         model: the model that holds the modules.
         modules: the modules to track, by name; a module's name enters its sketch's random signs.
         spec: the sketch.
+        biases: whether the biases of linear layers and convolutions count.
     """
 
-    def __init__(self, model: nn.Module, modules: Mapping[str, nn.Module], spec: SketchSpec) -> None:
+    def __init__(
+        self, model: nn.Module, modules: Mapping[str, nn.Module], spec: SketchSpec, biases: bool = False
+    ) -> None:
         self.model = model
-        self.modules = modules
-        self.spec = spec
+        self.parts = tracked_parts(modules, biases)
+        self._modules = {name: modules[name] for name in self.parts}
         device = next(model.parameters()).device
-        weights: dict[str, Tensor] = {name: m.weight for name, m in modules.items()}  # type: ignore[misc]
         first: dict[Tensor, str] = {}  # a shared weight has one operator, or its gradients would not add up
-        self._sketchers = {
-            name: sketcher(spec, first.setdefault(w, name), w.shape[0], w[0].numel(), device)
-            for name, w in weights.items()
-        }
+        for part in (part for parts in self.parts.values() for part in parts):
+            part.name = first.setdefault(part.parameters[0], part.name)
+            part.bind(spec, device)
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._frozen: list[nn.Parameter] = []
         self._sum: Tensor | None = None
+        self._ran: dict[str, bool] = {}  # by a layer's name, whether it ran with gradients too
+        self._differentiating = False
 
     def __enter__(self) -> GradientCapture:
         self._frozen = [p for p in self.model.parameters() if p.requires_grad]
         for parameter in self._frozen:
             parameter.requires_grad_(False)
         self._handles = [
-            module.register_forward_hook(partial(self._on_forward, name))
-            for name, module in self.modules.items()
+            module.register_forward_hook(partial(self._on_forward, self.parts[name]), with_kwargs=True)
+            for name, module in self._modules.items()
         ]
         return self
 
@@ -92,44 +64,103 @@ class GradientCapture:
         for parameter in self._frozen:
             parameter.requires_grad_(True)
 
-    def sketches(self, losses: Tensor) -> Tensor:
+    def sketches(self, losses: Tensor, scale: float = 1.0) -> Tensor:
         """(B, k) float32 sketches of ∇ losses[b], from the forward that gave ``losses`` (B,).
 
-        Raises `InputError` when no tracked module took part, or when one saw other rows than the B examples.
+        Args:
+            losses: of the B examples.
+            scale: the losses are multiplied by it for the backward, and the sketches divided: float16 gradients
+                would else underflow. A power of two changes nothing else.
+
+        Raises:
+            InputError: no tracked module took part, or one saw other rows than the B examples.
         """
         self._batch = len(losses)
         self._sum = None
         if losses.requires_grad:
-            losses.sum().backward()
+            (losses * scale).sum().backward()
+        constant = [name for name, with_gradients in self._ran.items() if not with_gradients]
+        self._ran.clear()
+        if constant:
+            raise InputError(
+                f"layer {constant[0]} only ran without gradients, as under reentrant checkpointing of an input that "
+                "needs none; checkpoint with use_reentrant=False, or leave the layer out in Task.modules"
+            )
         if self._sum is None:
             raise InputError("the loss depends on none of the tracked modules; choose others in Task.modules")
-        return self._sum
+        return self._sum.div_(scale)
 
-    def _on_forward(self, name: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            return output  # a constant of the loss, such as a reference model's answer
-        to_input, to_output = next(v for t, v in AS_LINEAR.items() if isinstance(module, t))
-        layer = self._sketchers[name]
-        kept = layer.keep(to_input(module, args[0].detach()))
+    def _on_forward(
+        self,
+        parts: list[Part],
+        module: nn.Module,
+        arguments: tuple[Any, ...],
+        keywords: dict[str, Any],
+        output: Any,
+    ) -> Any:
+        name = parts[0].name
+        if self._differentiating:  # a part differentiates its module again: no use of it
+            return output
+        self._ran[name] = self._ran.get(name, False) or torch.is_grad_enabled()
+        if not torch.is_grad_enabled():  # a constant of the loss, such as a reference model's answer
+            return output
+        if not isinstance(output, Tensor):
+            raise InputError(
+                f"layer {name}: a {type(module).__name__} of several outputs cannot be tracked; "
+                "leave it out in Task.modules"
+            )
+        inputs = (*arguments, *keywords.values())
+        tickets = [_Kept.apply(torch.ones(0, requires_grad=True), *part.keep(*inputs)) for part in parts]
         if not output.requires_grad:
             # The first tracked layer: gradients start to flow here. The copy lets later layers work in place on it.
             output = output.detach().requires_grad_().clone()
-        version = kept._version
-        output.register_hook(
-            lambda gradient: self._add(name, layer, kept, version, to_output(module, gradient))
-        )
+        output.register_hook(partial(self._on_backward, parts, tickets))
         return output
 
-    def _add(self, name: str, layer: LayerSketch, kept: Tensor, version: int, D: Tensor) -> None:
-        if kept._version != version:  # where it is a view of the input, frozen weights leave that unguarded
-            raise InputError(
-                f"layer {name}: its input was overwritten in place before the backward; "
-                "make that operation out of place, or sketch with kind kron"
-            )
-        if len(D) != self._batch:
-            raise InputError(
-                f"layer {name} sees {len(D)} rows for {self._batch} examples, so their gradients cannot be told "
-                "apart; leave it out in Task.modules"
-            )
-        sketch = layer.sketch(kept, D.detach())
-        self._sum = sketch if self._sum is None else self._sum + sketch
+    def _on_backward(self, parts: list[Part], tickets: list[Tensor], D: Tensor) -> None:
+        # All of it first: a checkpointed forward may run again for it.
+        kept = [_kept(ticket, part.name) for part, ticket in zip(parts, tickets, strict=True)]
+        self._differentiating = True
+        try:
+            for part, tensors in zip(parts, kept, strict=True):
+                sketch = part.sketch(tensors, D.detach(), self._batch)
+                self._sum = sketch if self._sum is None else self._sum.add_(sketch)
+        finally:
+            self._differentiating = False
+
+
+def tracked_parts(modules: Mapping[str, nn.Module], biases: bool = False) -> dict[str, list[Part]]:
+    """The parts of each module that can be tracked."""
+    tables = {id(m.weight) for m in modules.values() if isinstance(m, nn.Embedding)}
+    matrices = {id(m.weight) for m in modules.values() if isinstance(m, nn.Linear)}
+    parts = {
+        name: parts_of(name, module, biases, tied=id(getattr(module, "weight", None)) in tables & matrices)
+        for name, module in modules.items()
+    }
+    return {name: found for name, found in parts.items() if found}
+
+
+class _Kept(torch.autograd.Function):
+    """Saves tensors as autograd saves its own, so that gradient checkpointing drops and recomputes them, and one that
+    was overwritten in place is noticed."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, *kept: Tensor) -> Tensor:
+        ctx.save_for_backward(*kept)
+        return anchor.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> None:
+        raise NotImplementedError  # nothing is computed from a ticket
+
+
+def _kept(ticket: Tensor, name: str) -> tuple[Tensor, ...]:
+    try:
+        return ticket.grad_fn.saved_tensors  # type: ignore[union-attr]
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise InputError(
+            f"layer {name}: its input was overwritten in place before the backward; "
+            "make that operation out of place, or sketch with kind kron"
+        ) from None

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backcast.attribution.attention import opened_attention
-from backcast.attribution.capture import GradientCapture, trackable
+from backcast.attribution.capture import GradientCapture, tracked_parts
 from backcast.attribution.checkpoints import Checkpoint, load_weights, weights_hash
+from backcast.attribution.opened import opened
+from backcast.attribution.parts import Part
 from backcast.attribution.store import Header, SketchStore
+from backcast.attribution.writer import ShardWriter
 from backcast.data import Examples
 from backcast.errors import InputError
 from backcast.files import whole_folder
 from backcast.kernels import SketchSpec, default_kind
 from backcast.progress import progress
-from backcast.tasks import Task, batches, on_device
+from backcast.tasks import Task, on_device, packed
 
 log = logging.getLogger("backcast")
+
+#: Of a gradient's length: how far an example's gradient in a batch may be from what it is alone, before rounding no
+#: longer explains it.
+DEPENDENCE = 0.2
+#: Positions of a batch on a CPU: no more than whose activations stay in its caches. Examples do not depend on each
+#: other, so that larger batches would save nothing.
+CACHED = 512
 
 
 def collect(
@@ -38,6 +47,7 @@ def collect(
     batch_size: int = 32,
     shard_rows: int = 256,
     dtype: str = "float32",
+    autocast: str | None = None,
 ) -> SketchStore:
     """Sketch every example's loss gradient at every checkpoint; resumes where a killed run stopped.
 
@@ -52,29 +62,36 @@ def collect(
         checkpoints: weights to visit; without any, the model's own with a learning rate of 1.
         spec: the sketch; by default 1,024 numbers of the kind that suits the model's device.
         like: a store whose spec to take over, so that the two can be compared: a target's training store.
-        batch_size: examples in a forward.
+        batch_size: examples in a forward, where they are as long as the longest of their shard; batches of shorter
+            ones hold more. On a CPU a batch has at most 512 positions (`Task.length`), or one example.
         shard_rows: examples in a file, and so the most that an interruption loses.
         dtype: of the stored rows, float32 or float16.
+        autocast: bfloat16 or float16, the precision of the model's matrix products; with float16 the losses are scaled
+            for the backward. A model that is itself in half precision needs none.
 
     Returns:
         The finished store.
 
     Raises:
-        InputError: no examples, a checkpoint that is not this model's, a folder with something else in it, or a loss
-            that none of the tracked modules takes part in.
+        InputError: no examples, a checkpoint that is not this model's, a folder with something else in it, a loss that
+            none of the tracked modules takes part in, or one that depends on the batch's other examples.
     """
     if len(examples) == 0:
         raise InputError("nothing to collect: there are no examples")
     if dtype not in ("float32", "float16"):
         raise InputError(f"dtype {dtype!r} cannot be stored; choose float32 or float16")
+    if autocast not in (None, "bfloat16", "float16"):
+        raise InputError(f"autocast to {autocast!r} does not exist; choose bfloat16 or float16")
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps: hooks need the modules as written
     device = next(model.parameters()).device
     spec = like.spec if like else spec or SketchSpec(kind=default_kind(device))
-    with opened_attention(model):
-        modules = tracked(model, task)
-        _log_coverage(model, tracked_weights(model, task))
+    with opened(model):
+        parts = tracked_parts(tracked(model, task), task.biases)
+        if like is None:
+            _report_coverage(model, task, parts)
     header = Header(
         spec=spec,
-        layers={name: list(module.weight.shape) for name, module in modules.items()},  # type: ignore[arg-type, operator, union-attr]
+        layers={part.name: part.shape for found in parts.values() for part in found},
         rows=examples.index,
         checkpoints=tuple(_describe(model, checkpoints)),
         dtype=dtype,
@@ -83,48 +100,118 @@ def collect(
             "model": type(model).__name__,
             "task": type(task).__name__,
             "settings": dict(task.settings()),
+            "autocast": autocast,
         },
     )
     with whole_folder(out):
-        _fill(SketchStore.create(out, header), model, task, examples, checkpoints, batch_size)
+        store = SketchStore.create(out, header)
+        _Collection(store, model, task, examples, batch_size, autocast).run(checkpoints)
     return SketchStore.open(out)
 
 
-def _fill(
-    store: SketchStore,
-    model: nn.Module,
+class _Collection:
+    """One run over what a store still lacks."""
+
+    def __init__(
+        self,
+        store: SketchStore,
+        model: nn.Module,
+        task: Task,
+        examples: Examples,
+        batch_size: int,
+        autocast: str | None,
+    ) -> None:
+        self.store, self.model, self.task, self.examples = store, model, task, examples
+        self.batch_size = batch_size
+        self.autocast = getattr(torch, autocast) if autocast else None
+        self.checked = False
+
+    def run(self, checkpoints: Sequence[Checkpoint] | None) -> None:
+        missing = self.store.missing()
+        slices = self.store.header.shards()
+        todo = sum(slices[s].stop - slices[s].start for _, s in missing)
+        model, task = self.model, self.task
+        with (
+            evaluation_mode(model),
+            uncompiled(model),
+            ShardWriter(self.store) as writer,
+            progress(f"sketches → {self.store.path.name}", todo) as done,
+        ):
+            for c in sorted({c for c, _ in missing}):
+                with visiting(model, checkpoints[c] if checkpoints else None), opened(model):
+                    task.prepare(model)
+                    with GradientCapture(
+                        model, tracked(model, task), self.store.spec, task.biases
+                    ) as capture:
+                        for _, s in (m for m in missing if m[0] == c):
+                            writer.put(c, s, self._shard(capture, self.examples[slices[s]]))
+                            done(slices[s].stop - slices[s].start)
+
+    def _shard(self, capture: GradientCapture, examples: Examples) -> Tensor:
+        sketches = sketch(capture, self.task, examples, self.batch_size, self.autocast)
+        largest = max(_packs(capture, self.task, examples, self.batch_size), key=len)
+        if not self.checked and len(largest) > 1:
+            self._check_independence(capture, examples[largest[-1:]], sketches[largest])
+            self.checked = True
+        return sketches
+
+    def _check_independence(self, capture: GradientCapture, last: Examples, together: Tensor) -> None:
+        """Of a batch's last example against all of the batch's sketches."""
+        alone = sketch(capture, self.task, last, 1, self.autocast)[0]
+        length = torch.maximum(alone.norm(), together.norm(dim=1).mean())
+        if (alone - together[-1]).norm() > DEPENDENCE * length:
+            raise InputError(
+                f"row {last[0].row} of {last[0].source}: its gradient alone is another than in a batch; "
+                "the task's loss, and every tracked layer's rows, must belong to one example each"
+            )
+
+
+def sketch(
+    capture: GradientCapture,
     task: Task,
     examples: Examples,
-    checkpoints: Sequence[Checkpoint] | None,
     batch_size: int,
-) -> None:
-    missing = store.missing()
-    slices = store.header.shards()
-    todo = sum(slices[s].stop - slices[s].start for _, s in missing)
-    with evaluation_mode(model), progress(f"sketches → {store.path.name}", todo) as done:
-        for c in sorted({c for c, _ in missing}):
-            with visiting(model, checkpoints[c] if checkpoints else None), opened_attention(model):
-                task.prepare(model)
-                with GradientCapture(model, tracked(model, task), store.spec) as capture:
-                    for _, s in (m for m in missing if m[0] == c):
-                        rows = _sketch(capture, model, task, examples[slices[s]], batch_size)
-                        store.write(c, s, rows)
-                        done(len(rows))
+    autocast: torch.dtype | None = None,
+) -> Tensor:
+    """(n, k) sketches of n examples, in batches of like length; the arguments are those of `collect`."""
+    packs = _packs(capture, task, examples, batch_size)
+    parts = [_sketch_batch(capture, task, examples[pack], autocast) for pack in packs]
+    order = torch.tensor([row for pack in packs for row in pack], device=parts[0].device)
+    return torch.cat(parts)[order.argsort()]
 
 
-def _sketch(
-    capture: GradientCapture, model: nn.Module, task: Task, examples: Examples, batch_size: int
-) -> np.ndarray:
-    parts: list[Tensor] = []
-    for batch in batches(examples, batch_size):
-        losses = task.loss(model, on_device(task.collate(batch), model))
-        parts.append(capture.sketches(losses).cpu())
-    return torch.cat(parts).numpy()
+def _packs(capture: GradientCapture, task: Task, examples: Examples, batch_size: int) -> list[list[int]]:
+    on_cpu = next(capture.model.parameters()).device.type == "cpu"
+    return packed([task.length(example) for example in examples], batch_size, CACHED if on_cpu else None)
+
+
+def _sketch_batch(
+    capture: GradientCapture, task: Task, examples: Examples, autocast: torch.dtype | None
+) -> Tensor:
+    batch = on_device(task.collate(examples), capture.model)
+    device = next(capture.model.parameters()).device.type
+    scale = 2.0**16 if autocast == torch.float16 else 1.0
+    while True:
+        with torch.autocast(device, autocast, enabled=autocast is not None):
+            losses = task.loss(capture.model, batch)
+        sketches = capture.sketches(losses, scale)
+        if scale == 1 or bool(sketches.isfinite().all()):
+            return sketches
+        scale /= 2**4
 
 
 def tracked(model: nn.Module, task: Task) -> dict[str, nn.Module]:
-    """The task's modules whose per-example gradients can be formed; raises `InputError` when there is none."""
-    modules = {name: module for name, module in task.modules(model).items() if trackable(module)}
+    """The task's modules that are trained and can be tracked.
+
+    Where any parameter is trainable, modules whose weights are frozen are left out: of a model with LoRA adapters, all
+    but the adapters. A module that shares a weight with one of these comes with it, as the weight's gradient is the
+    sum over its uses.
+
+    Raises:
+        InputError: there is none.
+    """
+    chosen = _chosen(model, task)
+    modules = {name: chosen[name] for name in tracked_parts(chosen)}
     if not modules:
         raise InputError(
             f"{type(model).__name__} has no module that can be tracked; Task.modules must name Linear or Conv2d layers"
@@ -132,22 +219,34 @@ def tracked(model: nn.Module, task: Task) -> dict[str, nn.Module]:
     return modules
 
 
+def _chosen(model: nn.Module, task: Task) -> dict[str, nn.Module]:
+    chosen = task.modules(model)
+    if any(p.requires_grad for p in model.parameters()):
+        chosen = {n: m for n, m in chosen.items() if any(p.requires_grad for p in m.parameters())}
+    weights = {id(p) for m in chosen.values() for p in m.parameters(recurse=False)}
+    sharing = {n: m for n, m in model.named_modules() if id(getattr(m, "weight", None)) in weights}
+    return chosen | {n: m for n, m in sharing.items() if m not in chosen.values()}
+
+
 def tracked_weights(model: nn.Module, task: Task) -> list[Tensor]:
-    """The weights of the `tracked` modules, each once."""
-    weights: dict[int, Tensor] = {}
-    for module in tracked(model, task).values():
-        assert isinstance(module.weight, Tensor)
-        weights[id(module.weight)] = module.weight
+    """The parameters whose gradients are sketched, each once."""
+    parts = tracked_parts(tracked(model, task), task.biases)
+    weights = {id(p): p for found in parts.values() for part in found for p in part.parameters}
     return list(weights.values())
 
 
-def _log_coverage(model: nn.Module, tracked: Sequence[Tensor]) -> None:
+def _report_coverage(model: nn.Module, task: Task, parts: Mapping[str, Sequence[Part]]) -> None:
+    """Log which share of the parameters is tracked and what else is large; warn of what the task named in vain."""
     total = sum(p.numel() for p in model.parameters())
-    weights = {id(weight): weight.numel() for weight in tracked}
+    weights = {id(p): p.numel() for found in parts.values() for part in found for p in part.parameters}
     others = {n: p.numel() for n, p in model.named_parameters() if id(p) not in weights}
     largest = sorted(others, key=others.__getitem__, reverse=True)[:3]
     named = ", ".join(f"{n} ({others[n] / total:.0%})" for n in largest)
     log.info(f"tracking {sum(weights.values()) / total:.0%} of the parameters; the largest left out: {named}")
+    for name, module in _chosen(model, task).items():
+        if name not in parts:
+            share = sum(p.numel() for p in module.parameters()) / total
+            log.warning(f"{name} ({type(module).__name__}, {share:.1%} of the parameters) cannot be tracked")
 
 
 def _describe(model: nn.Module, checkpoints: Sequence[Checkpoint] | None) -> Iterator[dict[str, Any]]:
@@ -179,11 +278,41 @@ def visiting(model: nn.Module, checkpoint: Checkpoint | None) -> Iterator[None]:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """The model without dropout and with frozen batch statistics, and as it was on leaving."""
+    """The model without dropout and with frozen batch statistics, and as it was on leaving.
+
+    Blocks of transformers whose gradient checkpointing is on keep it: they ask for their own training mode.
+    """
     training = {module: module.training for module in model.modules()}
     model.eval()
+    for module in training:
+        if getattr(module, "gradient_checkpointing", False) and not _drops(module):
+            module.training = True  # not its children's
     try:
         yield
     finally:
         for module, mode in training.items():
             module.training = mode
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether the module, apart from its children, has a rate of dropout."""
+    return any(
+        "drop" in name and isinstance(value, float) and value > 0 for name, value in vars(module).items()
+    )
+
+
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Run what torch.compile has compiled as it was written: a compiled forward calls no hooks."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and the import takes seconds
+        yield
+        return
+    compiled = {module: module._compiled_call_impl for module in model.modules()}
+    for module in compiled:
+        module._compiled_call_impl = None
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        for module, call in compiled.items():
+            module._compiled_call_impl = call

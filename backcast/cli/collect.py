@@ -36,11 +36,15 @@ def run(
     ] = None,
     kind: Annotated[
         str | None,
-        typer.Option(metavar="KIND", help="kron, sjlt or dense; by default what suits the device."),
+        typer.Option(metavar="KIND", help="kron, tile, sjlt or dense; by default what suits the device."),
     ] = None,
     dim: Annotated[int, typer.Option(metavar="N", help="Numbers in a sketch.", min=1)] = 4096,
     checkpoint: Checkpoints = None,
     batch_size: Annotated[int, typer.Option(metavar="N", help="Examples in a forward.", min=1)] = 32,
+    autocast: Annotated[
+        str | None,
+        typer.Option(metavar="DTYPE", help="bfloat16 or float16, for the model's matrix products."),
+    ] = None,
     column: Columns = None,
     seed: Seed = 0,
     json: Json = False,
@@ -72,6 +76,7 @@ def run(
         spec=SketchSpec(kind or default_kind(next(network.parameters()).device), dim, seed),
         like=other,
         batch_size=batch_size,
+        autocast=autocast,
     )
     spec = store.spec
     show(

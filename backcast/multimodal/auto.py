@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from backcast.data import Examples
@@ -13,6 +14,8 @@ from backcast.tasks import CausalLMTask, Task, load_causal_lm
 def load_task(model: str, pool: Examples) -> tuple[nn.Module, Task]:
     """Load ``model`` as the kind that ``pool``'s fields ask for: CLIP for captioned images, a causal LM for text.
 
+    It is put on a GPU where there is one.
+
     Args:
         model: a folder or an id, as `load_clip` or `load_causal_lm` takes it.
         pool: the training examples; a CLIP task draws its bank of negatives from them.
@@ -20,15 +23,16 @@ def load_task(model: str, pool: Examples) -> tuple[nn.Module, Task]:
     Raises:
         InputError: a model that cannot be loaded, or fields that no task reads.
     """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     if _captioned(pool):
         network, preprocess, tokenizer = load_clip(model)
-        return network, ClipTask(preprocess, tokenizer, pool)
+        return network.to(device), ClipTask(preprocess, tokenizer, pool)
     if "image" in pool[0].fields:
         raise InputError(
             f"{pool.dataset}: images without captions; backcast trains image-text pairs and text so far"
         )
     network, tokenizer = load_causal_lm(model)
-    return network, CausalLMTask(tokenizer)
+    return network.to(device), CausalLMTask(tokenizer)
 
 
 def check_same_kind(pool: Examples, other: Examples) -> None:

@@ -69,6 +69,10 @@ class ClipTask(Task):
         embedding = embedding_modules(model)["image"]
         return {name: module for name, module in super().modules(model).items() if module is not embedding}
 
+    def length(self, example: Example) -> int:
+        """What all images and captions are brought to: patches are taken to be 16 pixels wide."""
+        return self._image(example)[0].numel() // 16**2 + len(self._tokens(example.fields["caption"]))
+
     def collate(self, examples: Sequence[Example]) -> Batch:
         """``images`` (B, 3, H, W), ``tokens`` (B, L), ``captions``: B strings."""
         captions = [example.fields["caption"] for example in examples]

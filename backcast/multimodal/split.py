@@ -14,9 +14,9 @@ from captum.attr import IntegratedGradients
 from torch import Tensor, nn
 
 from backcast.attribution import Checkpoint, SketchStore
-from backcast.attribution.attention import opened_attention
 from backcast.attribution.checkpoints import weights_hash
 from backcast.attribution.collect import evaluation_mode, tracked_weights, visiting
+from backcast.attribution.opened import opened
 from backcast.data import Examples
 from backcast.errors import InputError
 from backcast.progress import progress
@@ -141,7 +141,7 @@ def split(
                         f"{train.path}: was collected at other weights (checkpoint {c + 1}, {described['name']}); "
                         "give its own checkpoints"
                     )
-                with opened_attention(model):
+                with opened(model):
                     task.prepare(model)
                     weights = tracked_weights(model, task)
                     directions = _directions(target.sketches(c), groups, towards, len(examples), cosine)

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from backcast.data import Example
 from backcast.errors import InputError
+from backcast.tasks.head import IGNORE, token_losses
 from backcast.tasks.task import Batch, Task
 
-IGNORE = -100
+#: Encoded examples that a task keeps.
+CACHE = 2**12
 
 
 class CausalLMTask(Task):
@@ -40,6 +42,7 @@ class CausalLMTask(Task):
         self.tokenizer = tokenizer
         self.reduction = reduction
         self.max_length = max_length
+        self._encoded: dict[str, tuple[list[int], list[int]]] = {}
 
     def settings(self) -> dict[str, Any]:
         return {"reduction": self.reduction, "max_length": self.max_length}
@@ -48,6 +51,9 @@ class CausalLMTask(Task):
         """Every Linear but the output head, whose gradient is as large as the vocabulary."""
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
         return {name: module for name, module in super().modules(model).items() if module is not head}
+
+    def length(self, example: Example) -> int:
+        return len(self._encode(example)[0])
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """``input_ids``, ``attention_mask``, ``labels``: (B, T) int64, padded on the right."""
@@ -65,13 +71,20 @@ class CausalLMTask(Task):
         return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
-        labels = batch["labels"][:, 1:]
-        tokens = F.cross_entropy(logits.float().mT, labels, ignore_index=IGNORE, reduction="none").sum(1)
+        labels = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE)
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        tokens = token_losses(model, inputs | {"use_cache": False}, labels).sum(1)
         return tokens if self.reduction == "sum" else tokens / (labels != IGNORE).sum(1).clamp(min=1)
 
     def _encode(self, example: Example) -> tuple[list[int], list[int]]:
-        """Token ids and labels, `IGNORE` wherever a token is not to be learnt."""
+        """Token ids and labels, `IGNORE` wherever a token is not to be learnt; the last examples' are kept."""
+        if example.id not in self._encoded:
+            if len(self._encoded) == CACHE:
+                self._encoded.clear()
+            self._encoded[example.id] = self._tokens_of(example)
+        return self._encoded[example.id]
+
+    def _tokens_of(self, example: Example) -> tuple[list[int], list[int]]:
         fields = example.fields
         if "messages" in fields:
             ids, learnt = self._encode_messages(example)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +15,11 @@ from backcast.data import Example
 Batch = Mapping[str, Any]
 
 
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether it is GPT-2's linear layer with a transposed weight; told by name, to import no transformers."""
+    return (type(module).__module__, type(module).__name__) == ("transformers.pytorch_utils", "Conv1D")
+
+
 class Task(ABC):
     """Binds a model family: what a batch is, what one example's loss is, and what a run is measured by.
 
@@ -21,6 +27,8 @@ class Task(ABC):
     an example give it the same loss.
     """
 
+    #: Whether the biases of the tracked linear layers and convolutions count.
+    biases: bool = False
     #: What `evaluate` returns, and whether more of it is better.
     metric: str = "loss"
     higher_is_better: bool = False
@@ -34,8 +42,18 @@ class Task(ABC):
         """(B,) per-example losses, differentiable."""
 
     def modules(self, model: nn.Module) -> dict[str, nn.Module]:
-        """The modules whose weight gradients are sketched, by name; every Linear and Conv2d unless overridden."""
-        return {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+        """The modules whose weights' gradients are sketched, by name; unless overridden every Linear and Conv2d.
+
+        GPT-2's Conv1D counts as Linear, and so does each expert of a mixture. Embeddings, norms and any other module
+        of few parameters can be tracked too, where a task names them.
+        """
+        return {
+            n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d)) or is_conv1d(m)
+        }
+
+    def length(self, example: Example) -> int:
+        """What an example's cost is proportional to, e.g. its tokens: batches are made of examples of like length."""
+        return 1
 
     def settings(self) -> Mapping[str, Any]:
         """What the loss depends on beside model and example, as JSON; a store of other settings is not resumed."""
@@ -60,6 +78,22 @@ class Task(ABC):
 def batches(examples: Sequence[Example], size: int) -> list[Sequence[Example]]:
     """Consecutive slices of at most ``size`` examples."""
     return [examples[start : start + size] for start in range(0, len(examples), size)]
+
+
+def packed(lengths: Sequence[int], size: int, most: int | None = None) -> list[list[int]]:
+    """Batches of examples of like length, the longest first: the places of each batch's examples.
+
+    A batch is as large as ``size`` examples of the greatest length, and at most ``most`` long in all or one example;
+    of shorter ones it holds more.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    most = min(size * max(lengths, default=1), most or sys.maxsize)
+    packs: list[list[int]] = []
+    while order:
+        count = max(1, most // max(lengths[order[0]], 1))
+        packs.append(order[:count])
+        order = order[count:]
+    return packs
 
 
 def on_device(batch: Batch, model: nn.Module) -> Batch:

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from attribution_cases import CLASSES, Classify, exact_gradients, examples, sketch_of
 from torch import Tensor, nn
 
-from backcast.attribution.attention import OpenAttention, opened_attention
-from backcast.attribution.capture import GradientCapture, trackable
+from backcast.attribution.attention import OpenAttention
+from backcast.attribution.capture import GradientCapture, tracked_parts
+from backcast.attribution.opened import opened
 from backcast.data import Examples
 from backcast.errors import InputError
 from backcast.kernels import KINDS, SketchSpec
@@ -166,10 +167,8 @@ def build(case: str, dtype: torch.dtype = torch.float64, n: int = 4) -> tuple[nn
 
 
 def captured(model: nn.Module, task: Classify, rows: Examples, spec: SketchSpec) -> Tensor:
-    with opened_attention(model):
-        modules = {name: m for name, m in task.modules(model).items() if trackable(m)}
-        with GradientCapture(model, modules, spec) as capture:
-            return capture.sketches(task.loss(model, task.collate(rows)))
+    with opened(model), GradientCapture(model, task.modules(model), spec, task.biases) as capture:
+        return capture.sketches(task.loss(model, task.collate(rows)))
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -231,7 +230,7 @@ def test_an_error_inside_restores_the_parameters_too():
     model, task, _ = build("attention")
     with (
         pytest.raises(RuntimeError, match="the user's"),
-        opened_attention(model),
+        opened(model),
         GradientCapture(model, task.modules(model), SketchSpec("kron", 16)),
     ):
         raise RuntimeError("the user's own")
@@ -259,7 +258,7 @@ def test_opened_attention_computes_the_same_function(mask, batch_first):
     model = Attention(batch_first, mask).double()
     x = torch.randn(3, 5, 8, dtype=torch.float64)
     expected = model(x)
-    with opened_attention(model):
+    with opened(model):
         assert isinstance(model.fused, OpenAttention)
         torch.testing.assert_close(model(x), expected, rtol=1e-12, atol=1e-12)
     assert isinstance(model.fused, nn.MultiheadAttention)
@@ -269,13 +268,13 @@ def test_attention_between_two_sequences_is_refused():
     attention = nn.MultiheadAttention(8, 2, batch_first=True)
     model = nn.ModuleList([attention])
     x, y = torch.randn(2, 3, 8), torch.randn(2, 4, 8)
-    with opened_attention(model), pytest.raises(InputError, match="across two sequences"):
+    with opened(model), pytest.raises(InputError, match="across two sequences"):
         model[0](x, y, y, need_weights=False)
 
 
 def test_attention_with_its_own_key_width_is_left_as_it_is():
     model = nn.ModuleList([nn.MultiheadAttention(8, 2, kdim=5, vdim=5)])
-    with opened_attention(model):
+    with opened(model):
         assert type(model[0]) is nn.MultiheadAttention
 
 
@@ -347,11 +346,14 @@ def test_a_forward_without_gradients_counts_for_nothing():
     [
         (nn.Linear(2, 3), True),
         (nn.Conv2d(2, 4, 3), True),
-        (nn.Conv2d(2, 4, 3, groups=2), False),
-        (nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"), False),
-        (nn.ConvTranspose2d(2, 4, 3), False),
-        (nn.Embedding(2, 3), False),
+        (nn.Conv2d(2, 4, 3, groups=2), True),
+        (nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"), True),
+        (nn.ConvTranspose2d(2, 4, 3), True),
+        (nn.Embedding(2, 3), True),
+        (nn.Embedding(2, 3, scale_grad_by_freq=True), False),
+        (nn.Bilinear(600, 600, 3), False),
+        (nn.Sequential(nn.Linear(2, 3)), False),
     ],
 )
 def test_what_can_be_tracked(module, can):
-    assert trackable(module) == can
+    assert bool(tracked_parts({"module": module})) == can

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from backcast.attribution import collect
-from backcast.attribution.attention import opened_attention
 from backcast.attribution.capture import GradientCapture
+from backcast.attribution.opened import opened
 from backcast.data import Examples
 from backcast.data.corpora import DigitsSizes, digits_corpus
 from backcast.errors import InputError
@@ -106,7 +106,7 @@ def test_a_gradient_does_not_depend_on_the_batch(model, task, corpus, tmp_path):
 
 def test_sketches_are_those_of_autograds_gradients(model, task, corpus):
     rows = corpus.pool[:3]
-    with opened_attention(model):
+    with opened(model):
         modules = task.modules(model)
         with GradientCapture(model, modules, SPEC) as capture:
             got = capture.sketches(task.loss(model, task.collate(rows)))

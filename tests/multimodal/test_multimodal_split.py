@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from backcast.attribution import Checkpoint, SketchStore, attribute, collect
-from backcast.attribution.attention import opened_attention
 from backcast.attribution.collect import tracked_weights
+from backcast.attribution.opened import opened
 from backcast.data import Example, Examples
 from backcast.data.corpora import DigitsSizes, digits_corpus
 from backcast.data.corpora.digits import CAPTIONS, encode
@@ -81,7 +81,7 @@ def groups(rows: Examples) -> list[str]:
 
 def whole_gradients(model: nn.Module, task: ClipTask, rows: Examples) -> np.ndarray:
     """(n, N) gradients of the tracked weights: one example, one forward, one backward."""
-    with opened_attention(model):
+    with opened(model):
         weights = tracked_weights(model, task)
     flat = []
     for b in range(len(rows)):
@@ -168,7 +168,7 @@ def test_the_baseline_is_the_score_of_an_empty_example(case, whole):
         case.model.load_state_dict(checkpoint.weights())
         case.task.prepare(case.model)
         batch = case.task.collate(case.examples)
-        with opened_attention(case.model):
+        with opened(case.model):
             weights = tracked_weights(case.model, case.task)
         target = case.gradients[c][1]
         w = np.mean(target / np.linalg.norm(case.target.sketches(c), axis=1)[:, None], axis=0)

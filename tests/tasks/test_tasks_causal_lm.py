@@ -274,6 +274,9 @@ def test_tied_weights_are_saved_once_and_read_back(tmp_path):
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
     class Plain(CausalLMTask):
+        def length(self, example: Example) -> int:
+            return 10
+
         def collate(self, examples: Sequence[Example]) -> Batch:
             ids = torch.arange(10).expand(len(examples), 10) + 3
             return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
