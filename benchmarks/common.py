@@ -9,7 +9,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -62,20 +62,31 @@ def _git(*command: str) -> str:
     return done.stdout.strip()
 
 
-def interleave(functions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each function in each round, after one round that is not counted.
+def clock(function: Callable[[], object]) -> float:
+    """The seconds that the function takes."""
+    _wait_for_device()
+    start = time.perf_counter()
+    function()
+    _wait_for_device()
+    return time.perf_counter() - start
 
-    The functions take turns, so that whatever else the machine does falls on all of them alike.
+
+def interleave(
+    ways: Mapping[str, Callable[[], float]], rounds: int, slow: Collection[str] = ()
+) -> dict[str, list[float]]:
+    """Each way's own seconds in each round, after one round that is not counted.
+
+    The ways take turns, so that whatever else the machine does falls on all of them alike. Those that are ``slow`` take
+    turns afterwards, in a third of the rounds and without warming up: a process that waits for minutes finds its
+    memory cold.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for measured in [False] + [True] * rounds:
-        for name, function in functions.items():
-            _wait_for_device()
-            start = time.perf_counter()
-            function()
-            _wait_for_device()
-            if measured:
-                seconds[name].append(time.perf_counter() - start)
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    quick = [name for name in ways if name not in slow]
+    for name in quick:
+        ways[name]()
+    turns = [quick] * rounds + [[name for name in ways if name in slow]] * max(1, rounds // 3)
+    for name in (name for turn in turns for name in turn):
+        seconds[name].append(ways[name]())
     return seconds
 
 
@@ -91,16 +102,24 @@ def write(name: str, rows: Sequence[Row], as_json: bool) -> None:
     if as_json:
         print(json.dumps(result))
         return
-    Console().print(_table(name, result["machine"], rows))
+    console = Console()
+    console.print(_table(name, result["machine"], rows))
+    for row in rows:
+        if row.get("note"):
+            name = ", ".join(row[key] for key in ("package", "op", "kind", "peer") if row.get(key))
+            console.print(f"{name}: {row['note']}", highlight=False)
 
 
 def _table(name: str, kind: str, rows: Sequence[Row]) -> Table:
-    """The columns that differ between rows; what all rows share goes under the table."""
-    differ = [key for key in rows[0] if len({row[key] for row in rows} - {None}) > 1]
-    shared = ", ".join(f"{key} {value}" for key, value in rows[-1].items() if key not in differ)
+    """The columns that differ between rows; what all rows share goes under the table. Quartiles and notes do not."""
+    shown = [key for key in rows[0] if not key.endswith(("_low", "_high")) and key != "note"]
+    differ = [key for key in shown if len({row[key] for row in rows} - {None}) > 1]
+    shared = ", ".join(
+        f"{key} {rows[-1][key]}" for key in shown if key not in differ and rows[-1][key] is not None
+    )
     table = Table(title=f"{name}: {kind}", caption=shared.replace("_", " "))
     for key in differ:
-        number = isinstance(rows[-1][key], (int, float))
+        number = any(isinstance(row[key], (int, float)) for row in rows)
         table.add_column(key.replace("_", " "), justify="right" if number else "left", no_wrap=not number)
     for row in rows:
         table.add_row(*(_cell(row[key]) for key in differ))

@@ -30,9 +30,9 @@ log = logging.getLogger("backcast")
 #: Of a gradient's length: how far an example's gradient in a batch may be from what it is alone, before rounding no
 #: longer explains it.
 DEPENDENCE = 0.2
-#: Positions of a batch on a CPU: no more than whose activations stay in its caches. Examples do not depend on each
-#: other, so that larger batches would save nothing.
-CACHED = 512
+#: Positions of a batch for each thread of a CPU: what keeps a product busy. Examples do not depend on each other, so
+#: larger batches would save nothing, and their activations would leave the caches.
+POSITIONS = 1024
 
 
 def collect(
@@ -63,7 +63,7 @@ def collect(
         spec: the sketch; by default 1,024 numbers of the kind that suits the model's device.
         like: a store whose spec to take over, so that the two can be compared: a target's training store.
         batch_size: examples in a forward, where they are as long as the longest of their shard; batches of shorter
-            ones hold more. On a CPU a batch has at most 512 positions (`Task.length`), or one example.
+            ones hold more. On a CPU a batch has at most 1,024 positions (`Task.length`) a thread, or one example.
         shard_rows: examples in a file, and so the most that an interruption loses.
         dtype: of the stored rows, float32 or float16.
         autocast: bfloat16 or float16, the precision of the model's matrix products; with float16 the losses are scaled
@@ -182,7 +182,8 @@ def sketch(
 
 def _packs(capture: GradientCapture, task: Task, examples: Examples, batch_size: int) -> list[list[int]]:
     on_cpu = next(capture.model.parameters()).device.type == "cpu"
-    return packed([task.length(example) for example in examples], batch_size, CACHED if on_cpu else None)
+    most = POSITIONS * torch.get_num_threads() if on_cpu else None
+    return packed([task.length(example) for example in examples], batch_size, most)
 
 
 def _sketch_batch(

@@ -24,6 +24,8 @@ from backcast.kernels.vmap import batched
 
 #: The most that one side of the sketch may be longer than the other.
 MAX_ASPECT = 4
+#: The tokens from which the reference takes a product a sequence.
+_LONG = 64
 
 
 class KronSketch(LayerSketch):
@@ -70,8 +72,11 @@ def _short_side(dim: int) -> int:
 
 def project_reference(X: Tensor, P: Tensor) -> Tensor:
     """X P for X (B, T, I) and P (I, k): (B, T, k)."""
+    P = P.to(wide_dtype(X))
     with no_autocast(X):
-        return wide(X) @ P.to(wide_dtype(X))
+        if X.dim() == 3 and X.shape[1] >= _LONG:  # a CPU's threads share a batch better than one thin product
+            return torch.bmm(wide(X), P.expand(len(X), *P.shape))
+        return wide(X) @ P
 
 
 def kron_sketch_reference(XP: Tensor, D: Tensor, P: Tensor) -> Tensor:
