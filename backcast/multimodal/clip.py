@@ -60,6 +60,7 @@ class ClipTask(Task):
         self._images: OrderedDict[str, Tensor] = OrderedDict()
         self._captions: dict[str, Tensor] = {}
         self._bank_embeddings: tuple[Tensor, Tensor] | None = None
+        self._length: int | None = None
 
     def settings(self) -> dict[str, Any]:
         return {"bank": self.bank.index.fingerprint}
@@ -70,8 +71,11 @@ class ClipTask(Task):
         return {name: module for name, module in super().modules(model).items() if module is not embedding}
 
     def length(self, example: Example) -> int:
-        """What all images and captions are brought to: patches are taken to be 16 pixels wide."""
-        return self._image(example)[0].numel() // 16**2 + len(self._tokens(example.fields["caption"]))
+        """Of all alike, as images and captions are brought to one size; patches are taken to be 16 pixels wide."""
+        if self._length is None:
+            tokens = self._tokens(example.fields["caption"])
+            self._length = self._image(example)[0].numel() // 16**2 + len(tokens)
+        return self._length
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """``images`` (B, 3, H, W), ``tokens`` (B, L), ``captions``: B strings."""
