@@ -21,7 +21,7 @@ class LayerSketch(ABC):
 
     Example b's gradient is G_b = D_bᵀ X_b, of shape (O, I) as the layer's weight; the sketch is S_l
     vec(G_b). The first half runs in the forward hook, so that what waits for the backward may be smaller
-    than X. A bias is a layer of one input feature that is always one.
+    than X.
     """
 
     @abstractmethod
