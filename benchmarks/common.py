@@ -102,7 +102,7 @@ def write(name: str, rows: Sequence[Row], as_json: bool) -> None:
     if as_json:
         print(json.dumps(result))
         return
-    console = Console()
+    console = Console(width=max(Console().width, 200))  # a wide table is read in a log, or its lines wrap
     console.print(_table(name, result["machine"], rows))
     for row in rows:
         if row.get("note"):
