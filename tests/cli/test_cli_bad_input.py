@@ -132,6 +132,11 @@ def test_pool_and_target_of_two_kinds(refused, text, images, tmp_path):
     )
 
 
+def test_a_precision_that_does_not_exist(refused, text, tmp_path):
+    words = ["collect", text.model, text.pool, "-o", tmp_path / "store", "--autocast", "int8"]
+    refused(words, "autocast to 'int8' does not exist; choose bfloat16 or float16")
+
+
 def test_messages_for_a_tokenizer_without_a_template(refused, text, tmp_path):
     """Found when the collection has begun; its folder is gone again."""
     model = Path(shutil.copytree(text.model, tmp_path / "llama"))

@@ -40,6 +40,28 @@ def stores(text: Files, tmp_path_factory) -> Path:
     return folder
 
 
+def test_collect_takes_a_kind_and_a_precision(backcast, text, stores, tmp_path):
+    out = tmp_path / "store"
+    words = [
+        "collect",
+        text.model,
+        text.pool,
+        "-o",
+        out,
+        "--kind",
+        "tile",
+        "--dim",
+        300,
+        "--autocast",
+        "bfloat16",
+    ]
+    found = backcast(*words, "--json").json
+    assert (found["examples"], found["kind"], found["dim"]) == (40, "tile", 300)
+    store = SketchStore.open(out)
+    assert store.header.origin["autocast"] == "bfloat16"
+    assert SketchStore.open(stores / "pool").header.origin["autocast"] is None
+
+
 def test_scores_are_the_librarys(backcast, stores, tmp_path):
     out = tmp_path / "scores.safetensors"
     train, target = SketchStore.open(stores / "pool"), SketchStore.open(stores / "target")
