@@ -137,34 +137,6 @@ def test_it_is_unbiased_and_as_good_as_johnson_lindenstrauss(a, b, which):
     assert 0.5 * bound < found.std() < 1.25 * bound
 
 
-def arguments(op, dtype: torch.dtype = torch.float32) -> tuple:
-    ids, D = batch(4, 10, dtype)
-    x = D if op is embedding_sketch else torch.randn(3, 10, dtype=dtype)
-    return ids, x.requires_grad_(), 10, KEY
-
-
-both = pytest.mark.parametrize("op", [embedding_sketch, embedding_sketch_adjoint], ids=["sketch", "adjoint"])
-
-
-@both
-def test_opcheck(op):
-    torch.library.opcheck(op, arguments(op))
-
-
-@both
-def test_gradients_are_those_of_finite_differences(op):
-    given = arguments(op, torch.float64)
-    assert torch.autograd.gradcheck(op, given)
-    assert torch.autograd.gradgradcheck(op, given)
-
-
-@both
-def test_compiles_whole_and_gives_the_same(op):
-    given = arguments(op)
-    compiled = torch.compile(lambda *a: op(*a) * 2, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*given), op(*given) * 2)
-
-
 def test_ids_that_do_not_fit_are_refused():
     ids, D = batch(4, 10)
     with pytest.raises(RuntimeError, match="differ in B or T"):
