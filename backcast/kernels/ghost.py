@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from backcast.kernels._triton import block, jit, sum_splits, tl, triton, upcast, usable
+from backcast.kernels.linear import check_rows, save_inputs
 from backcast.kernels.precision import no_autocast, wide, wide_dtype
 from backcast.kernels.vmap import batched, mapped_at
 
@@ -25,7 +26,7 @@ from backcast.kernels.vmap import batched, mapped_at
 
 def ghost_dot_reference(X: Tensor, D: Tensor, Y: Tensor, E: Tensor) -> Tensor:
     """⟨D_aᵀ X_a, E_bᵀ Y_b⟩ for every a and b: (A, B)."""
-    out = X.new_empty(len(X), len(Y), dtype=_wide_dtype(X, D))
+    out = X.new_empty(len(X), len(Y), dtype=wide_dtype(X, D))
     with no_autocast(X):
         for row, x, d in zip(out, wide(X), wide(D), strict=True):
             row.copy_(((x @ wide(Y).mT) * (d @ wide(E).mT)).sum((1, 2)))
@@ -37,11 +38,7 @@ def ghost_norm_reference(X: Tensor, D: Tensor) -> Tensor:
     with no_autocast(X):
         pairs = zip(wide(X), wide(D), strict=True)
         norms = [((x @ x.mT) * (d @ d.mT)).sum() for x, d in pairs]
-    return torch.stack(norms) if norms else X.new_empty(0, dtype=_wide_dtype(X, D))
-
-
-def _wide_dtype(X: Tensor, D: Tensor) -> torch.dtype:
-    return torch.promote_types(wide_dtype(X), wide_dtype(D))
+    return torch.stack(norms) if norms else X.new_empty(0, dtype=wide_dtype(X, D))
 
 
 # The same in Triton. A program takes a pair of examples and a block of t, and goes through the blocks of u: two
@@ -117,16 +114,10 @@ def _rows_product(
 
 
 def _check(X: Tensor, D: Tensor, Y: Tensor, E: Tensor) -> None:
-    _check_rows(X, D)
-    _check_rows(Y, E)
+    check_rows(X, D)
+    check_rows(Y, E)
     _check_alike(X, Y)
     _check_alike(D, E)
-
-
-def _check_rows(X: Tensor, D: Tensor) -> None:
-    torch._check(
-        X.shape[:2] == D.shape[:2], lambda: f"{tuple(X.shape)} and {tuple(D.shape)} differ in B or T"
-    )
 
 
 def _check_alike(X: Tensor, Y: Tensor) -> None:
@@ -144,7 +135,7 @@ def ghost_dot_triton(X: Tensor, D: Tensor, Y: Tensor, E: Tensor) -> Tensor:
 
 
 def ghost_norm_triton(X: Tensor, D: Tensor) -> Tensor:
-    _check_rows(X, D)
+    check_rows(X, D)
     if not (usable(X) and usable(D)):
         return ghost_norm_reference(X, D)
     return _launch(X, D, X, D, norm=True)
@@ -181,7 +172,7 @@ def ghost_dot(X: Tensor, D: Tensor, Y: Tensor, E: Tensor) -> Tensor:
 @torch.library.custom_op("backcast::ghost_norm", mutates_args=())
 def ghost_norm(X: Tensor, D: Tensor) -> Tensor:
     """‖D_bᵀ X_b‖² (B,) for X (B, T, I) and D (B, T, O): `ghost_dot`'s diagonal, at half the cost a pair."""
-    _check_rows(X, D)
+    check_rows(X, D)
     return ghost_norm_reference(X, D)
 
 
@@ -192,17 +183,13 @@ ghost_norm.register_kernel("cuda")(ghost_norm_triton)
 @ghost_dot.register_fake
 def _(X: Tensor, D: Tensor, Y: Tensor, E: Tensor) -> Tensor:
     _check(X, D, Y, E)
-    return X.new_empty(X.shape[0], Y.shape[0], dtype=_wide_dtype(X, D))
+    return X.new_empty(X.shape[0], Y.shape[0], dtype=wide_dtype(X, D))
 
 
 @ghost_norm.register_fake
 def _(X: Tensor, D: Tensor) -> Tensor:
-    _check_rows(X, D)
-    return X.new_empty(X.shape[0], dtype=_wide_dtype(X, D))
-
-
-def _save_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+    check_rows(X, D)
+    return X.new_empty(X.shape[0], dtype=wide_dtype(X, D))
 
 
 def _weighted(weights: Tensor, D: Tensor, E: Tensor, Y: Tensor) -> Tensor:
@@ -231,8 +218,8 @@ def _ghost_norm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
     return tuple(g.to(x.dtype) for g, x in zip((dX, dD), ctx.saved_tensors, strict=True))
 
 
-ghost_dot.register_autograd(_ghost_dot_backward, setup_context=_save_inputs)
-ghost_norm.register_autograd(_ghost_norm_backward, setup_context=_save_inputs)
+ghost_dot.register_autograd(_ghost_dot_backward, setup_context=save_inputs)
+ghost_norm.register_autograd(_ghost_norm_backward, setup_context=save_inputs)
 ghost_norm.register_vmap(batched(ghost_norm, 0, 0))
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from backcast.errors import InputError
 from backcast.kernels._triton import block, jit, tl, triton, upcast, usable
 from backcast.kernels.layer import LayerSketch
+from backcast.kernels.linear import check_rows, save_inputs
 from backcast.kernels.precision import no_autocast, wide, wide_dtype
 from backcast.kernels.random import key, signs
 from backcast.kernels.spec import SketchSpec
@@ -153,12 +154,6 @@ def _check_product(X: Tensor, P: Tensor) -> None:
     torch._check(X.shape[-1] == P.shape[0], lambda: f"cannot project {tuple(X.shape)} by {tuple(P.shape)}")
 
 
-def _check_rows(XP: Tensor, D: Tensor) -> None:
-    torch._check(
-        XP.shape[:2] == D.shape[:2], lambda: f"{tuple(XP.shape)} and {tuple(D.shape)} differ in B or T"
-    )
-
-
 def project_triton(X: Tensor, P: Tensor) -> Tensor:
     _check_product(X, P)
     if not usable(X):
@@ -177,7 +172,7 @@ def project_triton(X: Tensor, P: Tensor) -> Tensor:
 
 
 def kron_sketch_triton(XP: Tensor, D: Tensor, P: Tensor) -> Tensor:
-    _check_rows(XP, D)
+    check_rows(XP, D)
     if not usable(D):
         return kron_sketch_reference(XP, D, P)
     V, U = project_triton(D, P), XP.float().contiguous()
@@ -219,12 +214,8 @@ def _(X: Tensor, P: Tensor) -> Tensor:
 @kron_sketch.register_fake
 def _(XP: Tensor, D: Tensor, P: Tensor) -> Tensor:
     _check_product(D, P)
-    _check_rows(XP, D)
+    check_rows(XP, D)
     return D.new_empty(D.shape[0], P.shape[1] * XP.shape[2], dtype=wide_dtype(D))
-
-
-def _save_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
 
 
 def _product_backward(X: Tensor, P: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -248,7 +239,7 @@ def _kron_sketch_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tenso
     return dXP.to(XP.dtype), *_product_backward(D, P, dV)
 
 
-project.register_autograd(_project_backward, setup_context=_save_inputs)
-kron_sketch.register_autograd(_kron_sketch_backward, setup_context=_save_inputs)
+project.register_autograd(_project_backward, setup_context=save_inputs)
+kron_sketch.register_autograd(_kron_sketch_backward, setup_context=save_inputs)
 project.register_vmap(batched(project, 0, None))
 kron_sketch.register_vmap(batched(kron_sketch, 0, 0, None))

@@ -1,9 +1,14 @@
-"""What the flat ops share: the shape of their result, each other as derivative, and their vmap rule."""
+"""What ops share that are linear in their arguments.
+
+The flat ones: the shape of their result, each other as derivative, and their vmap rule. Those of a layer's X and D: the
+check that these are of the same rows, and what their backward needs.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.library import CustomOpDef
 
@@ -17,6 +22,18 @@ def register_linear(forward: CustomOpDef, adjoint: CustomOpDef) -> None:
         op.register_fake(_fake)
         op.register_autograd(_backward(transpose), setup_context=_remember)
         op.register_vmap(batched(op, 0, None, None))
+
+
+def check_rows(X: Tensor, D: Tensor) -> None:
+    """Raise `RuntimeError` unless X (B, T, ·) and D (B, T, ·) have the same examples and positions."""
+    torch._check(
+        X.shape[:2] == D.shape[:2], lambda: f"{tuple(X.shape)} and {tuple(D.shape)} differ in B or T"
+    )
+
+
+def save_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    """The setup of a backward that needs every argument, as a product's does."""
+    ctx.save_for_backward(*inputs)
 
 
 def _fake(x: Tensor, length: int, key: int) -> Tensor:

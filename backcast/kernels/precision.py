@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from torch import Tensor
 
@@ -11,9 +13,9 @@ def wide(x: Tensor) -> Tensor:
     return x.to(wide_dtype(x))
 
 
-def wide_dtype(x: Tensor) -> torch.dtype:
-    """float64 for a float64 tensor, else float32."""
-    return torch.promote_types(x.dtype, torch.float32)
+def wide_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 where a tensor is, else float32."""
+    return reduce(torch.promote_types, (x.dtype for x in tensors), torch.float32)
 
 
 def no_autocast(x: Tensor) -> torch.autocast:

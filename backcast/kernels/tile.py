@@ -132,15 +132,11 @@ def tile_adjoint_reference(h: Tensor, O: int, I: int, keys: Sequence[int]) -> Te
     return out
 
 
-def _result_dtype(X: Tensor, D: Tensor) -> torch.dtype:
-    return torch.promote_types(wide_dtype(X), wide_dtype(D))
-
-
 def _sketch(
     X: Tensor, D: Tensor, k: int, keys: Sequence[int], direction: Callable[[Tensor, int], Tensor]
 ) -> Tensor:
     """One gradient at a time, which is all that is ever held of them."""
-    out = torch.zeros(*X.shape[:2], k, dtype=_result_dtype(X, D), device=X.device)
+    out = torch.zeros(*X.shape[:2], k, dtype=wide_dtype(X, D), device=X.device)
     with no_autocast(X):
         for layer, key in enumerate(keys):
             bucket, sign = _entries(D.shape[-1], X.shape[-1], k, key, X.device)
@@ -447,13 +443,13 @@ def _(X: Tensor, D: Tensor, m: Tensor, v: Tensor, k: int, keys: Sequence[int], *
 @tile_sketch.register_fake
 def _(X: Tensor, D: Tensor, k: int, keys: Sequence[int]) -> Tensor:
     _check(X, D, keys)
-    return X.new_empty(*X.shape[:2], k, dtype=_result_dtype(X, D))
+    return X.new_empty(*X.shape[:2], k, dtype=wide_dtype(X, D))
 
 
 @tile_adam_sketch.register_fake
 def _(X: Tensor, D: Tensor, m: Tensor, v: Tensor, k: int, keys: Sequence[int], *numbers: float) -> Tensor:
     _check(X, D, keys)
-    return X.new_empty(*X.shape[:2], k, dtype=_result_dtype(X, D))
+    return X.new_empty(*X.shape[:2], k, dtype=wide_dtype(X, D))
 
 
 @tile_adjoint.register_fake
