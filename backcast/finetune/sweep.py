@@ -165,7 +165,6 @@ class _Worker:
         self, model: str, start: Checkpoint | None, pool: Examples, test: Examples, config: FinetuneConfig
     ) -> None:
         self.model, self.task = load_task(model, pool)
-        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.pool, self.test, self.config = pool, test, config
         with visiting(self.model, start):
             self.weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
