@@ -14,6 +14,9 @@ from backcast.attribution.parts import Part, parts_of
 from backcast.errors import InputError
 from backcast.kernels import SketchSpec
 
+#: What makes autograd keep the tickets of layers whose inputs need no gradient.
+_ANCHOR = torch.ones(0, requires_grad=True)
+
 
 class GradientCapture:
     """Sketches per-example gradients as a backward pass runs; a context manager around forward and backward.
@@ -110,7 +113,7 @@ class GradientCapture:
                 "leave it out in Task.modules"
             )
         inputs = (*arguments, *keywords.values())
-        tickets = [_Kept.apply(torch.ones(0, requires_grad=True), *part.keep(*inputs)) for part in parts]
+        tickets = [_Kept.apply(_ANCHOR, *part.keep(*inputs)) for part in parts]
         if not output.requires_grad:
             # The first tracked layer: gradients start to flow here. The copy lets later layers work in place on it.
             output = output.detach().requires_grad_().clone()

@@ -149,10 +149,11 @@ class _Collection:
 
     def _shard(self, capture: GradientCapture, examples: Examples) -> Tensor:
         sketches = sketch(capture, self.task, examples, self.batch_size, self.autocast)
-        largest = max(_packs(capture, self.task, examples, self.batch_size), key=len)
-        if not self.checked and len(largest) > 1:
-            self._check_independence(capture, examples[largest[-1:]], sketches[largest])
-            self.checked = True
+        if not self.checked:
+            largest = max(_packs(capture, self.task, examples, self.batch_size), key=len)
+            if len(largest) > 1:
+                self._check_independence(capture, examples[largest[-1:]], sketches[largest])
+                self.checked = True
         return sketches
 
     def _check_independence(self, capture: GradientCapture, last: Examples, together: Tensor) -> None:

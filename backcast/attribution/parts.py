@@ -19,7 +19,7 @@ from backcast.attribution.experts import ExpertLinear
 from backcast.errors import InputError
 from backcast.kernels import LayerSketch, SketchSpec, sketcher
 from backcast.kernels.embedding import EmbeddingSketch
-from backcast.kernels.precision import no_autocast, wide
+from backcast.kernels.precision import no_autocast, wide, wide_dtype
 from backcast.kernels.random import key
 from backcast.kernels.sjlt import sjlt
 from backcast.tasks import is_conv1d
@@ -179,7 +179,7 @@ class BiasPart(VectorPart):
 
     def gradients(self, kept: tuple[Tensor, ...], D: Tensor, B: int) -> Tensor:
         D = D.flatten(2).mT if self.channels_first else _rows(D)
-        return _by_example(D, B, self.name).sum(1, dtype=torch.promote_types(D.dtype, torch.float32))
+        return _by_example(D, B, self.name).sum(1, dtype=wide_dtype(D))
 
 
 class ExpertBiasPart(BiasPart):

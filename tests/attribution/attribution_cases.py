@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from backcast.attribution import SketchStore
 from backcast.attribution.store import Header
@@ -43,6 +44,21 @@ def examples(n: int, shape: Sequence[int] = (INPUTS,), seed: int = 0, dtype: Any
 def mlp(hidden: int = 16, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(INPUTS, hidden), nn.Tanh(), nn.Linear(hidden, CLASSES))
+
+
+def llama(vocabulary: int, width: int = 16, layers: int = 2) -> nn.Module:
+    """A freshly initialised Llama; token 0 pads."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=3 * width // 2,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(config)
 
 
 def exact_gradients(

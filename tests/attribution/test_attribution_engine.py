@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import attribution_cases
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,6 @@ from attribution_cases import CLASSES, INPUTS, Classify, contents, examples, mlp
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from backcast.attribution import SketchStore, collect
 from backcast.attribution.capture import GradientCapture
@@ -58,18 +58,8 @@ def token_rows(lengths: Sequence[int]) -> Examples:
 
 
 def llama(layers: int = 2) -> nn.Module:
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCAB,
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=layers,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            pad_token_id=0,
-        )
-    )
+    """With weights large enough that gradients differ between tokens."""
+    model = attribution_cases.llama(VOCAB, layers=layers)
     for name, parameter in model.named_parameters():
         if "norm" not in name:
             nn.init.normal_(parameter, std=0.3)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from attribution_cases import CLASSES, Classify, exact_gradients, sketch_of
+from attribution_cases import CLASSES, Classify, exact_gradients, llama, sketch_of
 from torch import Tensor, nn
 from transformers import (
     GPT2Config,
@@ -414,24 +414,9 @@ def test_a_mixtures_rows_that_are_not_the_examples_are_refused():
 def adapted() -> nn.Module:
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=3, target_modules=["q_proj", "v_proj", "up_proj"], lora_dropout=0.1)
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    llama = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCAB,
-            hidden_size=8,
-            intermediate_size=12,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-        )
-    )
-    model = peft.get_peft_model(llama, config)
-    for (
-        name,
-        parameter,
-    ) in model.named_parameters():  # a second adapter begins at zero, and then the first has no gradient
+    model = peft.get_peft_model(llama(VOCAB, width=8), config)
+    # A second adapter begins at zero, and then the first has no gradient.
+    for name, parameter in model.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.3)
     return model.double().eval()
