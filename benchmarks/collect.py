@@ -36,9 +36,9 @@ from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from backcast.attribution.capture import GradientCapture
 from backcast.attribution.collect import sketch, tracked
-from backcast.attribution.opened import opened
+from backcast.attribution.gradients.capture import GradientCapture
+from backcast.attribution.gradients.opened import opened
 from backcast.data import Examples, read_examples
 from backcast.data.corpora import digits_corpus
 from backcast.kernels import KINDS, SketchSpec

@@ -24,9 +24,9 @@ import torch
 from common import DEVICE, Row, write
 from torch import Tensor, nn
 
-from backcast.attribution.capture import GradientCapture
 from backcast.attribution.collect import tracked
-from backcast.attribution.opened import opened
+from backcast.attribution.gradients.capture import GradientCapture
+from backcast.attribution.gradients.opened import opened
 from backcast.kernels import KINDS, SketchSpec, sketcher
 from backcast.kernels.dense import dense_jl_reference, dense_jl_triton
 from backcast.kernels.embedding import embedding_sketch_reference, embedding_sketch_triton

@@ -1,4 +1,4 @@
-"""From two stores to the score of every training example for every target."""
+"""From training examples and targets to the score of every one for every other."""
 
 from __future__ import annotations
 
@@ -7,54 +7,64 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from torch import nn
 
+from backcast.attribution.checkpoints import Checkpoint
 from backcast.attribution.estimators import ESTIMATORS
+from backcast.attribution.problem import Problem
+from backcast.attribution.recording import Recording
 from backcast.attribution.scores import Scores
 from backcast.attribution.store import SketchStore
+from backcast.data import Examples
 from backcast.errors import InputError
+from backcast.tasks import Task
 
 
 def attribute(
-    train: SketchStore,
-    target: SketchStore,
+    train: SketchStore | Examples,
+    target: SketchStore | Examples,
     method: str = "tracin",
     *,
+    model: nn.Module | None = None,
+    task: Task | None = None,
+    checkpoints: Sequence[Checkpoint] | None = None,
+    run: Recording | None = None,
     groups: Sequence[str] | None = None,
     **params: Any,
 ) -> Scores:
-    """Score the n examples of ``train`` by what they do for the targets.
+    """Score the n training examples by what they do for the targets.
 
     Args:
-        train: sketches of the training examples.
-        target: sketches of the examples that are wanted, of the same spec and checkpoints.
+        train: the training examples: their store, for methods that work on sketches; themselves, for the others.
+        target: the examples that are wanted, likewise; a store of the same spec and checkpoints.
         method: one of `backcast.attribution.ESTIMATORS`.
-        groups: a name for each target; a group's gradient is the mean of its rows, whatever their number.
+        model: the trained model, for methods that run it.
+        task: what an example's loss is, for the same.
+        checkpoints: points on the training run, oldest first, for methods that visit several.
+        run: the recorded training run, for methods that go back through it.
+        groups: a name for each target; a group counts as the mean of its rows, whatever their number.
         params: the estimator's own.
 
     Returns:
         Scores (n, m), or (n, groups) in the order in which the names first appear.
 
     Raises:
-        InputError: stores that do not compare, an unknown method or parameter, or groups that do not fit.
+        InputError: stores that do not compare, an unknown method or parameter, something that the method needs and
+            was not given, or groups that do not fit.
     """
-    _check_comparable(train, target)
+    if isinstance(train, SketchStore) and isinstance(target, SketchStore):
+        _check_comparable(train, target)
+    if groups is not None and len(groups) != len(target):
+        raise InputError(f"{len(groups)} group names for {len(target)} targets; give one for each")
     estimator = _estimator(method, params)
-    sketches = [target.sketches(c) for c in range(len(target.checkpoints))]
-    names: tuple[str, ...] = target.rows.ids
-    if groups is not None:
-        sketches, names = _group_means(sketches, groups)
+    problem = Problem(train, target, method, model, task, checkpoints, run, groups)
     return Scores(
-        values=estimator(train, sketches, **params).astype(np.float32),
-        train=train.rows,
-        targets=names,
+        values=estimator(problem, **params).astype(np.float32),
+        train=problem.rows,
+        targets=problem.names,
         method=method,
         params=params,
-        origin={
-            **train.header.origin,
-            "checkpoints": [dict(c) for c in train.checkpoints],
-            "spec": train.spec.to_json(),
-            "target": {"dataset": target.rows.dataset, "fingerprint": target.rows.fingerprint},
-        },
+        origin=problem.origin,
     )
 
 
@@ -86,21 +96,10 @@ def _short(store: SketchStore) -> str:
 def _estimator(method: str, params: dict[str, Any]) -> Any:
     if method not in ESTIMATORS:
         raise InputError(f"method {method!r} does not exist; choose one of {', '.join(sorted(ESTIMATORS))}")
-    known = list(inspect.signature(ESTIMATORS[method]).parameters)[2:]
+    known = list(inspect.signature(ESTIMATORS[method]).parameters)[1:]
     for name in params:
         if name not in known:
             raise InputError(
                 f"method {method!r} has no parameter {name!r}; it takes {', '.join(known) or 'none'}"
             )
     return ESTIMATORS[method]
-
-
-def _group_means(
-    sketches: list[np.ndarray], groups: Sequence[str]
-) -> tuple[list[np.ndarray], tuple[str, ...]]:
-    if len(groups) != len(sketches[0]):
-        raise InputError(f"{len(groups)} group names for {len(sketches[0])} targets; give one for each")
-    names = tuple(dict.fromkeys(groups))
-    member = np.array([[group == name for group in groups] for name in names], dtype=np.float32)
-    member /= member.sum(axis=1, keepdims=True)
-    return [member @ s for s in sketches], names

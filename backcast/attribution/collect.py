@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backcast.attribution.capture import GradientCapture, tracked_parts
 from backcast.attribution.checkpoints import Checkpoint, load_weights, weights_hash
-from backcast.attribution.opened import opened
-from backcast.attribution.parts import Part
+from backcast.attribution.gradients.capture import GradientCapture, tracked_parts
+from backcast.attribution.gradients.opened import opened
+from backcast.attribution.gradients.parts import Part
 from backcast.attribution.store import Header, SketchStore
 from backcast.attribution.writer import ShardWriter
 from backcast.data import Examples

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,7 +30,7 @@ def run(
     from backcast.attribution import SketchStore, attribute
 
     wanted = SketchStore.open(target)
-    params = {"cosine": cosine} if method == "tracin" else {}
+    params: dict[str, Any] = {"cosine": cosine} if method == "tracin" else {}
     groups = wanted.rows.sources if by_source else None
     scores = attribute(SketchStore.open(train), wanted, method, groups=groups, **params)
     scores.save(out)

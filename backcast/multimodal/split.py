@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from backcast.attribution import Checkpoint, SketchStore
 from backcast.attribution.checkpoints import weights_hash
 from backcast.attribution.collect import evaluation_mode, tracked_weights, visiting
-from backcast.attribution.opened import opened
+from backcast.attribution.gradients.opened import opened
 from backcast.data import Examples
 from backcast.errors import InputError
 from backcast.progress import progress

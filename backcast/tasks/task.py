@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from backcast.data import Example
+from backcast.errors import InputError
 
 Batch = Mapping[str, Any]
 
@@ -62,6 +63,27 @@ class Task(ABC):
     def prepare(self, model: nn.Module) -> None:
         """Compute what the loss holds constant at the model's present weights. Called whenever they have changed."""
         return
+
+    def output(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(B,) the model-output function f that a linear model of the training data explains best, differentiable.
+
+        The logit of the right answer's probability, log p/(1 − p), where the loss is −log p. (Park et al. 2023, TRAK,
+        section 3.)
+        """
+        raise self._lacks("output", "no model-output function")
+
+    def errors(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(B,) ‖p − y‖₂ of the predicted probabilities and the one-hot answer. (Paul et al. 2021, EL2N.)"""
+        raise self._lacks("errors", "no error vectors")
+
+    def features(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(B, d) the model's own representation of each example, for similarities."""
+        raise self._lacks("features", "no representation")
+
+    def _lacks(self, method: str, what: str) -> InputError:
+        return InputError(
+            f"{type(self).__name__} defines {what}; override {method}() in it, or choose another method"
+        )
 
     def objective(self, model: nn.Module, batch: Batch) -> Tensor:
         """The scalar that fine-tuning minimises; the mean loss unless overridden."""

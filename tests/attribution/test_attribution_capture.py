@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from attribution_cases import CLASSES, Classify, exact_gradients, examples, sketch_of
 from torch import Tensor, nn
 
-from backcast.attribution.attention import OpenAttention
-from backcast.attribution.capture import GradientCapture, tracked_parts
-from backcast.attribution.opened import opened
+from backcast.attribution.gradients.attention import OpenAttention
+from backcast.attribution.gradients.capture import GradientCapture, tracked_parts
+from backcast.attribution.gradients.opened import opened
 from backcast.data import Examples
 from backcast.errors import InputError
 from backcast.kernels import KINDS, SketchSpec

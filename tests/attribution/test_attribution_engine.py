@@ -20,8 +20,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
 from backcast.attribution import SketchStore, collect
-from backcast.attribution.capture import GradientCapture
 from backcast.attribution.collect import tracked
+from backcast.attribution.gradients.capture import GradientCapture
 from backcast.attribution.store import Header
 from backcast.attribution.writer import WAITING, ShardWriter
 from backcast.data import Example, Examples

@@ -22,10 +22,10 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from backcast.attribution.capture import GradientCapture, tracked_parts
 from backcast.attribution.collect import tracked
-from backcast.attribution.experts import OpenExperts
-from backcast.attribution.opened import opened
+from backcast.attribution.gradients.capture import GradientCapture, tracked_parts
+from backcast.attribution.gradients.experts import OpenExperts
+from backcast.attribution.gradients.opened import opened
 from backcast.data import Example, Examples
 from backcast.errors import InputError
 from backcast.kernels import KINDS, SketchSpec

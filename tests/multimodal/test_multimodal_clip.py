@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from backcast.attribution import collect
-from backcast.attribution.capture import GradientCapture
-from backcast.attribution.opened import opened
+from backcast.attribution.gradients.capture import GradientCapture
+from backcast.attribution.gradients.opened import opened
 from backcast.data import Examples
 from backcast.data.corpora import DigitsSizes, digits_corpus
 from backcast.errors import InputError

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from backcast.attribution import Checkpoint, SketchStore, attribute, collect
 from backcast.attribution.collect import tracked_weights
-from backcast.attribution.opened import opened
+from backcast.attribution.gradients.opened import opened
 from backcast.data import Example, Examples
 from backcast.data.corpora import DigitsSizes, digits_corpus
 from backcast.data.corpora.digits import CAPTIONS, encode

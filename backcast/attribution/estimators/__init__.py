@@ -1,4 +1,4 @@
-"""Estimators: a training store and the targets' sketches → (n, m) scores. A new one is a file and a line here."""
+"""Estimators: a `Problem` → (n, g) scores. A new one is a file and a line here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from backcast.attribution.estimators.grad_cos import grad_cos
 from backcast.attribution.estimators.grad_dot import grad_dot
 from backcast.attribution.estimators.tracin import tracin
 
-#: name → estimator(train, target, **params): ``target`` holds an (m, k) matrix for each checkpoint.
+#: name → estimator(problem, **params) → (n, g): the score of every training example for every target group.
 ESTIMATORS: dict[str, Callable[..., np.ndarray]] = {
     "grad_dot": grad_dot,
     "grad_cos": grad_cos,

@@ -10,6 +10,6 @@ from backcast.attribution.store import SketchStore
 
 
 def blocks(train: SketchStore, checkpoint: int, formula: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """(n, m) float32: ``formula`` of each shard's (r, k) sketches, one below the other."""
+    """(n, g) float32: ``formula`` of each shard's (r, k) sketches, one below the other."""
     place = range(len(train.checkpoints))[checkpoint]
     return np.concatenate([formula(sketches) for _, sketches in train.shards(place)])

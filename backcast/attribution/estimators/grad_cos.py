@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from backcast.attribution.estimators.blocks import blocks
-from backcast.attribution.store import SketchStore, unit_rows
+from backcast.attribution.problem import Problem
+from backcast.attribution.store import unit_rows
 
 
-def grad_cos(train: SketchStore, target: list[np.ndarray]) -> np.ndarray:
+def grad_cos(problem: Problem) -> np.ndarray:
     """score(x, z) = ⟨∇ℓ(x), ∇ℓ(z)⟩ / ‖∇ℓ(x)‖‖∇ℓ(z)‖: `grad_dot` for which no example is loud.
 
     Source: Charpiat et al. 2019, Input similarity from the neural network perspective; there of the output, not the
     loss.
     """
-    towards = unit_rows(target[-1]).T
-    return blocks(train, -1, lambda g: unit_rows(g) @ towards)
+    towards = unit_rows(problem.sketches[-1]).T
+    return blocks(problem.stores[0], -1, lambda g: unit_rows(g) @ towards)

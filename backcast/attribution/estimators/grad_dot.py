@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from backcast.attribution.estimators.blocks import blocks
-from backcast.attribution.store import SketchStore
+from backcast.attribution.problem import Problem
 
 
-def grad_dot(train: SketchStore, target: list[np.ndarray]) -> np.ndarray:
+def grad_dot(problem: Problem) -> np.ndarray:
     """score(x, z) = ⟨∇ℓ(x), ∇ℓ(z)⟩: how far a step on x lowers z's loss, to first order.
 
     Source: Pruthi et al. 2020, Estimating training data influence by tracing gradient descent: one step of TracIn.
     """
-    return blocks(train, -1, lambda g: g @ target[-1].T)
+    towards = problem.sketches[-1].T
+    return blocks(problem.stores[0], -1, lambda g: g @ towards)

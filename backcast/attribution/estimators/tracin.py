@@ -8,10 +8,11 @@ from functools import partial
 import numpy as np
 
 from backcast.attribution.estimators.blocks import blocks
-from backcast.attribution.store import SketchStore, unit_rows
+from backcast.attribution.problem import Problem
+from backcast.attribution.store import unit_rows
 
 
-def tracin(train: SketchStore, target: list[np.ndarray], cosine: bool = False) -> np.ndarray:
+def tracin(problem: Problem, cosine: bool = False) -> np.ndarray:
     """score(x, z) = Σ_c η_c ⟨∇ℓ_c(x), ∇ℓ_c(z)⟩ over the checkpoints c with learning rates η_c.
 
     Args:
@@ -22,9 +23,10 @@ def tracin(train: SketchStore, target: list[np.ndarray], cosine: bool = False) -
     cosine, Xia et al. 2024, LESS, section 3.2.
     """
     norm = unit_rows if cosine else np.asarray
-    scores = np.zeros((len(train), len(target[0])), dtype=np.float32)
+    train = problem.stores[0]
+    scores = np.zeros((len(train), len(problem.names)), dtype=np.float32)
     for c, rate in enumerate(train.learning_rates):
-        towards = np.float32(rate) * norm(target[c]).T
+        towards = np.float32(rate) * norm(problem.sketches[c]).T
         scores += blocks(train, c, partial(_project, norm, towards))
     return scores
 

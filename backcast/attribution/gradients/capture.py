@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backcast.attribution.parts import Part, parts_of
+from backcast.attribution.gradients.operators import Operators, SketchOperators
+from backcast.attribution.gradients.parts import Part, parts_of
 from backcast.errors import InputError
 from backcast.kernels import SketchSpec
 
@@ -21,28 +22,38 @@ _ANCHOR = torch.ones(0, requires_grad=True)
 class GradientCapture:
     """Sketches per-example gradients as a backward pass runs; a context manager around forward and backward.
 
-    No weight gradient is computed: every parameter is frozen inside the context, and only gradients by activations
-    flow. The uses of a module that is called several times add up, and so do those of modules with one weight. Works
-    under autocast and with gradient checkpointing.
+    For sketches alone no weight gradient is computed: every parameter is frozen inside the context, and only gradients
+    by activations flow. In a training loop, whose backward computes both, nothing is frozen. The uses of a module that
+    is called several times add up, and so do those of modules with one weight. Works under autocast and with gradient
+    checkpointing.
 
     Args:
         model: the model that holds the modules.
         modules: the modules to track, by name; a module's name enters its sketch's random signs.
-        spec: the sketch.
+        operators: what is made of each gradient; a spec's sketches, or others.
         biases: whether the biases of linear layers and convolutions count.
+        frozen: whether the parameters are frozen meanwhile.
     """
 
     def __init__(
-        self, model: nn.Module, modules: Mapping[str, nn.Module], spec: SketchSpec, biases: bool = False
+        self,
+        model: nn.Module,
+        modules: Mapping[str, nn.Module],
+        operators: SketchSpec | Operators,
+        biases: bool = False,
+        frozen: bool = True,
     ) -> None:
         self.model = model
+        self.frozen = frozen
+        if isinstance(operators, SketchSpec):
+            operators = SketchOperators(operators)
         self.parts = tracked_parts(modules, biases)
         self._modules = {name: modules[name] for name in self.parts}
         device = next(model.parameters()).device
         first: dict[Tensor, str] = {}  # a shared weight has one operator, or its gradients would not add up
         for part in (part for parts in self.parts.values() for part in parts):
             part.name = first.setdefault(part.parameters[0], part.name)
-            part.bind(spec, device)
+            part.bind(operators, device)
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._frozen: list[nn.Parameter] = []
         self._sum: Tensor | None = None
@@ -50,7 +61,7 @@ class GradientCapture:
         self._differentiating = False
 
     def __enter__(self) -> GradientCapture:
-        self._frozen = [p for p in self.model.parameters() if p.requires_grad]
+        self._frozen = [p for p in self.model.parameters() if p.requires_grad and self.frozen]
         for parameter in self._frozen:
             parameter.requires_grad_(False)
         self._handles = [
@@ -78,10 +89,18 @@ class GradientCapture:
         Raises:
             InputError: no tracked module took part, or one saw other rows than the B examples.
         """
-        self._batch = len(losses)
-        self._sum = None
+        self.expect(len(losses))
         if losses.requires_grad:
             (losses * scale).sum().backward()
+        return self.take().div_(scale)
+
+    def expect(self, examples: int) -> None:
+        """The number B of examples in the backward that comes next, where it is not `sketches` that runs it."""
+        self._batch = examples
+        self._sum = None
+
+    def take(self) -> Tensor:
+        """(B, k) float32 sketches from the backward that has just run; raises as `sketches`."""
         constant = [name for name, with_gradients in self._ran.items() if not with_gradients]
         self._ran.clear()
         if constant:
@@ -91,7 +110,7 @@ class GradientCapture:
             )
         if self._sum is None:
             raise InputError("the loss depends on none of the tracked modules; choose others in Task.modules")
-        return self._sum.div_(scale)
+        return self._sum
 
     def _on_forward(
         self,

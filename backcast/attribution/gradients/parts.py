@@ -15,13 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
-from backcast.attribution.experts import ExpertLinear
+from backcast.attribution.gradients.experts import ExpertLinear
+from backcast.attribution.gradients.operators import Operators
 from backcast.errors import InputError
-from backcast.kernels import LayerSketch, SketchSpec, sketcher
-from backcast.kernels.embedding import EmbeddingSketch
+from backcast.kernels import LayerSketch
 from backcast.kernels.precision import no_autocast, wide, wide_dtype
-from backcast.kernels.random import key
-from backcast.kernels.sjlt import sjlt
 from backcast.tasks import is_conv1d
 
 M = TypeVar("M", bound=nn.Module)
@@ -50,7 +48,7 @@ class Part(ABC):
         return [sum(p.numel() for p in self.parameters)]
 
     @abstractmethod
-    def bind(self, spec: SketchSpec, device: torch.device) -> None:
+    def bind(self, operators: Operators, device: torch.device) -> None:
         """Make the operator."""
 
     @abstractmethod
@@ -74,8 +72,8 @@ class LinearPart(Part):
         """(O, I)"""
         return self.shape[0], torch.Size(self.shape[1:]).numel()
 
-    def bind(self, spec: SketchSpec, device: torch.device) -> None:
-        self.layer = sketcher(spec, self.name, *self.sizes(), device)
+    def bind(self, operators: Operators, device: torch.device) -> None:
+        self.layer = operators.matrix(self.name, *self.sizes(), device)
 
     def keep(self, x: Tensor, *others: Any) -> tuple[Tensor, ...]:
         return (self.layer.keep(_rows(x.detach())),)
@@ -135,10 +133,10 @@ class EmbeddingPart(Part):
         super().__init__(name, [module.weight])
         self.tied, self.padding = tied, module.padding_idx
 
-    def bind(self, spec: SketchSpec, device: torch.device) -> None:
-        make = sketcher if self.tied else EmbeddingSketch
+    def bind(self, operators: Operators, device: torch.device) -> None:
+        make = operators.matrix if self.tied else operators.table
         rows, width = self.shape
-        self.layer = make(spec, self.name, rows, width, device)
+        self.layer = make(self.name, rows, width, device)
 
     def keep(self, ids: Tensor, *others: Any) -> tuple[Tensor, ...]:
         return (ids,)
@@ -154,13 +152,13 @@ class EmbeddingPart(Part):
 
 
 class VectorPart(Part):
-    """Small gradients, formed whole and count-sketched whatever the spec's kind: Kronecker signs need a matrix."""
+    """Small gradients, formed whole."""
 
-    def bind(self, spec: SketchSpec, device: torch.device) -> None:
-        self.dim, self.key = spec.dim, key(spec, self.name, "vector")
+    def bind(self, operators: Operators, device: torch.device) -> None:
+        self.project = operators.vector(self.name, device)
 
     def sketch(self, kept: tuple[Tensor, ...], D: Tensor, B: int) -> Tensor:
-        return sjlt(self.gradients(kept, D, B), self.dim, self.key)
+        return self.project(self.gradients(kept, D, B))
 
     @abstractmethod
     def gradients(self, kept: tuple[Tensor, ...], D: Tensor, B: int) -> Tensor:

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from backcast.attribution.attention import OpenAttention, is_fused_attention
-from backcast.attribution.experts import OpenExperts, is_fused_experts
+from backcast.attribution.gradients.attention import OpenAttention, is_fused_attention
+from backcast.attribution.gradients.experts import OpenExperts, is_fused_experts
 
 
 def _opened(module: nn.Module) -> nn.Module | None:

@@ -1,0 +1,142 @@
+"""A training run on disk: all that is needed to run it again, step for step.
+
+On disk: ``recording.json`` (the header), ``start.safetensors`` (parameters, buffers and optimizer state before the
+first step) and ``steps.jsonl``, a line a step.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from backcast.data import Rows
+from backcast.errors import InputError
+from backcast.files import read_json
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the optimizer.
+
+    The objective is Σ_i scale_i Σ_{r ∈ batch_i} w_r ℓ_r over the step's micro-batches i: a mean over B examples has
+    the scale 1/B, a mean over all tokens of losses that are sums has 1/(number of tokens). w_r is 1 in the recorded
+    run.
+
+    Attributes:
+        batches: the examples of each micro-batch, as positions in the recording's rows.
+        scales: of each micro-batch.
+        rates: the learning rate of each parameter group.
+        seed: what ``torch.manual_seed`` was given before the step's first forward, for dropout.
+    """
+
+    batches: tuple[tuple[int, ...], ...]
+    scales: tuple[float, ...]
+    rates: tuple[float, ...]
+    seed: int
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Step:
+        return cls(
+            batches=tuple(tuple(rows) for rows in value["batches"]),
+            scales=tuple(value["scales"]),
+            rates=tuple(value["rates"]),
+            seed=value["seed"],
+        )
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """Which optimizer ran, by parameter name.
+
+    Attributes:
+        kind: ``sgd``, ``adam`` or ``adamw``, as torch.optim computes them.
+        groups: for each parameter group ``names`` and its settings: ``weight_decay`` and, for SGD ``momentum``,
+            ``dampening``, ``nesterov``; for Adam ``betas`` and ``eps``.
+        max_grad_norm: gradients are scaled down to this norm in all; None where they are not.
+    """
+
+    kind: str
+    groups: tuple[Mapping[str, Any], ...]
+    max_grad_norm: float | None = None
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recorded training run.
+
+    Attributes:
+        path: its folder.
+        rows: the n examples that the steps' positions refer to.
+        optimizer: which one.
+        origin: the model's and the task's type, and the task's settings.
+        end: SHA-256 of the final parameters and buffers (`weights_hash`); None while the run is not finished.
+    """
+
+    path: Path
+    rows: Rows
+    optimizer: OptimizerSpec
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    end: str | None = None
+
+    @classmethod
+    def open(cls, path: str | Path) -> Recording:
+        """Read a folder that a recorder wrote; raises `InputError` for any other."""
+        path = Path(path)
+        if not (path / "recording.json").is_file():
+            raise InputError(
+                f"{path}: not a recorded run (no recording.json); write one with backcast.Recorder"
+            )
+        value = read_json(path / "recording.json")
+        if value.get("schema") != SCHEMA:
+            raise InputError(
+                f"{path}: recording schema {value.get('schema')!r}, this backcast reads {SCHEMA}; record again"
+            )
+        optimizer = value["optimizer"]
+        return cls(
+            path=path,
+            rows=Rows.from_json(value["rows"]),
+            optimizer=OptimizerSpec(
+                optimizer["kind"], tuple(optimizer["groups"]), optimizer["max_grad_norm"]
+            ),
+            origin=value["origin"],
+            end=value["end"],
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "rows": self.rows.to_json(),
+            "optimizer": asdict(self.optimizer),
+            "origin": dict(self.origin),
+            "end": self.end,
+        }
+
+    @cached_property
+    def steps(self) -> list[Step]:
+        """The steps, in order; raises `InputError` where a line is broken."""
+        steps = []
+        for number, line in enumerate((self.path / "steps.jsonl").read_text().splitlines()):
+            try:
+                steps.append(Step.from_json(json.loads(line)))
+            except (ValueError, KeyError, TypeError):
+                raise InputError(
+                    f"{self.path}/steps.jsonl: line {number + 1} is broken; record again"
+                ) from None
+        return steps
+
+    def start(self) -> dict[str, Tensor]:
+        """What the run started from: ``weights/NAME`` for each parameter and buffer, ``optimizer/SLOT/NAME``.
+
+        The slots are ``exp_avg``, ``exp_avg_sq`` and ``step`` (one number a parameter) of Adam and
+        ``momentum_buffer`` of SGD; one that is not there starts at zero.
+        """
+        return load_file(self.path / "start.safetensors")
