@@ -15,7 +15,7 @@ from backcast.errors import InputError
 from backcast.files import sha256
 
 #: The fields that are an example's content, and so enter its id. Any other column is kept, not hashed.
-CONTENT = ("messages", "prompt", "response", "text", "image", "caption", "label")
+CONTENT = ("messages", "prompt", "response", "text", "image", "caption", "label", "chosen", "rejected")
 
 
 def content_id(fields: Mapping[str, Any]) -> str:
@@ -39,8 +39,9 @@ class Example:
     """A row of the user's data.
 
     ``fields`` holds canonical names: ``prompt`` and ``response``, or ``messages``, or ``text``; ``image``
-    (encoded bytes, or an absolute path) and ``caption``. ``id`` is the SHA-256 of its content, ``row`` its
-    0-based place in the data set it was read from, ``source`` the name that balancing and reports use.
+    (encoded bytes, or an absolute path) and ``caption`` or ``label``; ``prompt``, ``chosen`` and ``rejected``.
+    ``id`` is the SHA-256 of its content, ``row`` its 0-based place in the data set it was read from, ``source`` the
+    name that balancing and reports use.
     """
 
     fields: Mapping[str, Any]

@@ -19,13 +19,16 @@ from backcast.progress import progress
 if TYPE_CHECKING:
     from datasets import Dataset
 
-#: The kinds of example, each with the canonical fields that a row of it must have.
+#: The kinds of example, each with the canonical fields that a row of it must have. A label makes a kind only where
+#: nothing else does; beside another it is an extra.
 KINDS = (
     ("prompt", "response"),
     ("messages",),
     ("text",),
     ("image", "caption"),
     ("image", "prompt", "response"),
+    ("prompt", "chosen", "rejected"),
+    ("image", "label"),
 )
 
 #: Names that are taken for a canonical field when the field's own name is not among the columns.
@@ -264,6 +267,7 @@ def _resolve(records: Sequence[Record], given: Mapping[str, str], where: _Where)
     names = _columns(records)
     _check_given(given, names, where.path)
     asked = {field: own for field, own in given.items() if field not in EXTRAS}
+    fixed = {field: own for field, own in given.items() if field != "source"}
     extras = {field: given.get(field, field) for field in EXTRAS if given.get(field, field) in names}
     if set(asked) in map(set, KINDS):
         return asked | extras
@@ -272,8 +276,9 @@ def _resolve(records: Sequence[Record], given: Mapping[str, str], where: _Where)
         raise InputError(
             f"{where.path}: {'+'.join(asked)} is no kind of example; the kinds are {_listed(KINDS)}"
         )
-    options = [{f: [asked[f]] if f in asked else _candidates(f, names) for f in kind} for kind in kinds]
+    options = [{f: [fixed[f]] if f in fixed else _candidates(f, names) for f in kind} for kind in kinds]
     options = [option for option in options if all(option.values())]
+    options = [option for option in options if "label" not in option] or options
     # image + text is a captioned image, not a text with an image to spare
     options = [o for o in options if not any(_used(o) < _used(other) for other in options)]
     if not options:
@@ -303,7 +308,7 @@ def _check_given(given: Mapping[str, str], names: Sequence[str], path: str) -> N
 
 def _candidates(field: str, names: Sequence[str]) -> list[str]:
     """The columns that may hold a canonical field: the one of its own name, else its aliases."""
-    return [field] if field in names else [alias for alias in ALIASES[field] if alias in names]
+    return [field] if field in names else [alias for alias in ALIASES.get(field, ()) if alias in names]
 
 
 def _listed(kinds: Sequence[Sequence[str]]) -> str:
@@ -348,7 +353,8 @@ def _fields(record: Record, found: Mapping[str, str], folder: Path) -> dict[str,
             continue
         if value is None:
             raise InputError(f"no {own!r}; every row needs {field}")
-        fields[field] = _CHECKS[field](value, own, folder)
+        check = _text_or_messages if field == "prompt" and "chosen" in found else _CHECKS[field]
+        fields[field] = check(value, own, folder)
     return fields
 
 
@@ -376,6 +382,10 @@ def _messages(value: Any, own: str, folder: Path) -> list[dict[str, str]]:
         {key: _text(m[key], f"{own}[{i}].{key}", folder) for key in ("role", "content")}
         for i, m in enumerate(value)
     ]
+
+
+def _text_or_messages(value: Any, own: str, folder: Path) -> str | list[dict[str, str]]:
+    return _messages(value, own, folder) if isinstance(value, list) else _text(value, own, folder)
 
 
 def _image(value: Any, own: str, folder: Path) -> str | bytes:
@@ -406,6 +416,8 @@ _CHECKS = {
     "text": _text,
     "caption": _text,
     "messages": _messages,
+    "chosen": _text_or_messages,
+    "rejected": _text_or_messages,
     "image": _image,
     "label": _label,
     "source": _source,

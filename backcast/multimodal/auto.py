@@ -8,39 +8,81 @@ from torch import nn
 from backcast.data import Examples
 from backcast.errors import InputError
 from backcast.multimodal.clip import ClipTask, load_clip
-from backcast.tasks import CausalLMTask, Task, load_causal_lm
+from backcast.tasks import (
+    CausalLMTask,
+    ImageClassificationTask,
+    SequenceClassificationTask,
+    Task,
+    class_labels,
+    load_causal_lm,
+    load_image_classifier,
+    load_sequence_classifier,
+)
 
 
 def load_task(model: str, pool: Examples) -> tuple[nn.Module, Task]:
-    """Load ``model`` as the kind that ``pool``'s fields ask for: CLIP for captioned images, a causal LM for text.
+    """Load ``model`` as the kind that ``pool``'s fields ask for; on a GPU where there is one.
 
-    It is put on a GPU where there is one.
+    Captioned images ask for CLIP, labelled ones for an image classifier; text for a causal LM, unless it is labelled
+    and the model is a text classifier.
 
     Args:
-        model: a folder or an id, as `load_clip` or `load_causal_lm` takes it.
+        model: a folder or an id, as `load_clip`, `load_image_classifier`, `load_sequence_classifier` or
+            `load_causal_lm` takes it.
         pool: the training examples; a CLIP task draws its bank of negatives from them.
 
     Raises:
         InputError: a model that cannot be loaded, or fields that no task reads.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if _captioned(pool):
+    network, task = _load(model, pool)
+    return network.to("cuda" if torch.cuda.is_available() else "cpu"), task
+
+
+def _load(model: str, pool: Examples) -> tuple[nn.Module, Task]:
+    kind = _kind(pool)
+    if kind == "captioned images":
         network, preprocess, tokenizer = load_clip(model)
-        return network.to(device), ClipTask(preprocess, tokenizer, pool)
-    if "image" in pool[0].fields:
+        return network, ClipTask(preprocess, tokenizer, pool)
+    if kind == "labelled images":
+        network, preprocess = load_image_classifier(model)
+        return network, ImageClassificationTask(preprocess, class_labels(network, pool[0]))
+    if kind == "images":
         raise InputError(
-            f"{pool.dataset}: images without captions; backcast trains image-text pairs and text so far"
+            f"{pool.dataset}: images without captions or labels; "
+            "backcast trains image-text pairs, classifiers and text so far"
         )
+    if kind == "preference pairs":
+        raise InputError(
+            f"{pool.dataset}: preference pairs need the model that tuning started from; "
+            "use PreferenceTask(tokenizer, reference=...) in Python"
+        )
+    if "label" in pool[0].fields and _classifies_text(model):
+        network, tokenizer = load_sequence_classifier(model)
+        return network, SequenceClassificationTask(tokenizer, class_labels(network, pool[0]))
     network, tokenizer = load_causal_lm(model)
-    return network.to(device), CausalLMTask(tokenizer)
+    return network, CausalLMTask(tokenizer)
 
 
 def check_same_kind(pool: Examples, other: Examples) -> None:
     """Raise `InputError` where the task that ``pool`` asks for cannot read ``other``."""
-    if _captioned(pool) != _captioned(other):
-        kinds = [f"{e.dataset} has {'captioned images' if _captioned(e) else 'text'}" for e in (other, pool)]
+    if _kind(pool) != _kind(other):
+        kinds = [f"{examples.dataset} has {_kind(examples)}" for examples in (other, pool)]
         raise InputError(f"{', '.join(kinds)}: both must be of one kind")
 
 
-def _captioned(examples: Examples) -> bool:
-    return {"image", "caption"} <= examples[0].fields.keys()
+def _kind(examples: Examples) -> str:
+    fields = examples[0].fields.keys()
+    if "image" not in fields:
+        return "preference pairs" if "chosen" in fields else "text"
+    return "captioned images" if "caption" in fields else "labelled images" if "label" in fields else "images"
+
+
+def _classifies_text(model: str) -> bool:
+    """Whether the model's configuration names a text classifier; none that can be read names nothing."""
+    from transformers import AutoConfig
+
+    try:
+        architectures = AutoConfig.from_pretrained(model).architectures or []
+    except (OSError, ValueError):
+        return False
+    return any(name.endswith("ForSequenceClassification") for name in architectures)

@@ -30,7 +30,7 @@ class ClipTask(Task):
 
     where (u_j, v_j) is a seeded bank of pairs from the training data whose caption differs from b's, encoded once at
     the present weights and held constant. So an example's gradient does not depend on the batch that it stands in.
-    Training uses the batch's own pairs (`objective`); in both, pairs of equal captions are never negatives.
+    Training uses the batch's own pairs (`training_losses`); in both, pairs of equal captions are never negatives.
 
     Args:
         preprocess: image → (3, H, W) tensor, as open_clip returns it.
@@ -92,30 +92,32 @@ class ClipTask(Task):
         self._bank_embeddings = (torch.cat([u for u, _ in encoded]), torch.cat([v for _, v in encoded]))
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        if self._bank_embeddings is None:
-            raise RuntimeError(
-                "ClipTask.prepare(model) has not been called: the bank of negatives is not encoded"
-            )
-        bank_images, bank_texts = self._bank_embeddings
-        u, v = self._encode(model, batch)
-        scale, bias = logit_parameters(model)
-        own = scale * (u * v).sum(1, keepdim=True) + bias
-        bank = [example.fields["caption"] for example in self.bank]
-        same = torch.tensor([[c == other for other in bank] for c in batch["captions"]], device=own.device)
         image_to_text, text_to_image = (
-            torch.logsumexp(
-                torch.cat([own, (scale * x @ others.T + bias).masked_fill(same, -torch.inf)], 1), 1
-            )
-            - own[:, 0]
-            for x, others in ((u, bank_texts), (v, bank_images))
+            torch.logsumexp(torch.cat([own, others], 1), 1) - own[:, 0]
+            for own, others in self._against_bank(model, batch)
         )
         return (image_to_text + text_to_image) / 2
 
-    def objective(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The batch's symmetric contrastive loss; every pair of an equal caption is a positive.
+    def output(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(B,) the mean over both directions of log p/(1 − p), p being the probability whose −log is in the loss.
 
-        Each distinct caption is encoded once. Source of several positives: Khosla et al. 2020, Supervised contrastive
-        learning, the form with the sum inside the logarithm (equation 3).
+        Source: Park et al. 2023, TRAK, section 5.1: there the sum of the two, without the logit scale.
+        """
+        image_to_text, text_to_image = (
+            own[:, 0] - torch.logsumexp(others, 1) for own, others in self._against_bank(model, batch)
+        )
+        return (image_to_text + text_to_image) / 2
+
+    def features(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(B, 2d) the unit embeddings of image and caption."""
+        return torch.cat(self._encode(model, batch), 1)
+
+    def training_losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(B,) shares of the batch's symmetric contrastive loss; every pair of an equal caption is a positive.
+
+        Each of the C distinct captions is encoded once, and its text-to-image loss is shared by its pairs: of n, each
+        has B/(C n) of it, so that the mean over the B pairs is the loss of the batch. Source of several positives:
+        Khosla et al. 2020, Supervised contrastive learning, the form with the sum inside the logarithm (equation 3).
         """
         distinct = {caption: i for i, caption in enumerate(dict.fromkeys(batch["captions"]))}
         caption_of = torch.tensor([distinct[c] for c in batch["captions"]], device=batch["images"].device)
@@ -125,11 +127,12 @@ class ClipTask(Task):
         scale, bias = logit_parameters(model)
         logits = scale * u @ v.T + bias
         positive = F.one_hot(caption_of, len(distinct)).bool()
-        image_to_text = F.cross_entropy(logits, caption_of)
+        image_to_text = F.cross_entropy(logits, caption_of, reduction="none")
         text_to_image = torch.logsumexp(logits, 0) - torch.logsumexp(
             logits.masked_fill(~positive, -torch.inf), 0
         )
-        return (image_to_text + text_to_image.mean()) / 2
+        shares = len(u) / (len(v) * positive.sum(0))
+        return (image_to_text + (shares * text_to_image)[caption_of]) / 2
 
     def embeddings(self, model: nn.Module) -> dict[str, nn.Module]:
         """The patch embedding and the token embedding."""
@@ -178,6 +181,26 @@ class ClipTask(Task):
             nearest = (u @ torch.cat(v).T).argmax(1).tolist()
             right += sum(n == distinct[c] for n, c in zip(nearest, collated["captions"], strict=True))
         return right / len(examples)
+
+    def _against_bank(self, model: nn.Module, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        """For image to text and text to image the logits of the own pair (B, 1) and of the bank's (B, N).
+
+        Those of an equal caption are −∞.
+        """
+        if self._bank_embeddings is None:
+            raise RuntimeError(
+                "ClipTask.prepare(model) has not been called: the bank of negatives is not encoded"
+            )
+        bank_images, bank_texts = self._bank_embeddings
+        u, v = self._encode(model, batch)
+        scale, bias = logit_parameters(model)
+        own = scale * (u * v).sum(1, keepdim=True) + bias
+        bank = [example.fields["caption"] for example in self.bank]
+        same = torch.tensor([[c == other for other in bank] for c in batch["captions"]], device=own.device)
+        return [
+            (own, (scale * x @ others.T + bias).masked_fill(same, -torch.inf))
+            for x, others in ((u, bank_texts), (v, bank_images))
+        ]
 
     def _encode(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         u = model.encode_image(batch["images"])  # type: ignore[operator]

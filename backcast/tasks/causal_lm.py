@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
+from weakref import WeakSet
 
 import torch
 import torch.nn.functional as F
 from jinja2 import TemplateError
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from backcast.data import Example
 from backcast.errors import InputError
-from backcast.tasks.head import IGNORE, token_losses
+from backcast.tasks.encoded import Encoded
+from backcast.tasks.head import IGNORE, last_hidden_states, token_losses, token_values
+from backcast.tasks.loading import load_pretrained
+from backcast.tasks.logits import error_norms, margins
+from backcast.tasks.still import still
 from backcast.tasks.task import Batch, Task
-
-#: Encoded examples that a task keeps.
-CACHE = 2**12
 
 
 class CausalLMTask(Task):
@@ -34,21 +34,37 @@ class CausalLMTask(Task):
         reduction: an example's loss is the ``mean`` or the ``sum`` over its response tokens. The sum makes long
             responses weigh more (Xia et al. 2024, LESS, section 3.2, on why the mean of gradients favours short ones).
         max_length: tokens kept of an example.
+        packed: whether several short examples share a row as long as the batch's longest, each with its own positions
+            and seeing itself alone. Losses are those of padded rows; for training and evaluation only, as sketches
+            need rows that belong to one example each.
     """
 
     def __init__(
-        self, tokenizer: Any, reduction: Literal["mean", "sum"] = "mean", max_length: int = 1024
+        self,
+        tokenizer: Any,
+        reduction: Literal["mean", "sum"] = "mean",
+        max_length: int = 1024,
+        packed: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.reduction = reduction
         self.max_length = max_length
-        self._encoded: dict[str, tuple[list[int], list[int]]] = {}
+        self.packed = packed
+        self._encode = Encoded(self._tokens_of)
+        self._separating: WeakSet[nn.Module] = (
+            WeakSet()
+        )  # models that were seen to keep packed examples apart
 
     def settings(self) -> dict[str, Any]:
         return {"reduction": self.reduction, "max_length": self.max_length}
 
     def modules(self, model: nn.Module) -> dict[str, nn.Module]:
         """Every Linear but the output head, whose gradient is as large as the vocabulary."""
+        if self.packed:
+            raise InputError(
+                "packed rows hold several examples, whose gradients cannot be told apart; "
+                "sketch with CausalLMTask(packed=False)"
+            )
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
         return {name: module for name, module in super().modules(model).items() if module is not head}
 
@@ -56,33 +72,101 @@ class CausalLMTask(Task):
         return len(self._encode(example)[0])
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        """``input_ids``, ``attention_mask``, ``labels``: (B, T) int64, padded on the right."""
+        """(B, T) int64, padded on the right: ``input_ids``, ``attention_mask`` and ``labels``.
+
+        Packed, (R, T) of R ≤ B rows: ``input_ids``, ``position_ids``, ``labels``, and ``owner``, the example that a
+        token belongs to, −1 for padding; and ``lengths`` (B,).
+        """
         encoded = [self._encode(example) for example in examples]
-        length = max(len(ids) for ids, _ in encoded)
-        pad = self.tokenizer.pad_token_id or 0
-        shape = (len(encoded), length)
-        input_ids = torch.full(shape, pad)
-        labels = torch.full(shape, IGNORE)
-        attention_mask = torch.zeros(shape, dtype=torch.long)
-        for b, (ids, targets) in enumerate(encoded):
-            input_ids[b, : len(ids)] = torch.tensor(ids)
-            labels[b, : len(ids)] = torch.tensor(targets)
-            attention_mask[b, : len(ids)] = 1
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        lengths = [len(ids) for ids, _ in encoded]
+        rows = packed_rows(lengths) if self.packed else [[b] for b in range(len(encoded))]
+        shape = (len(rows), max(lengths))
+        batch = {
+            "input_ids": torch.full(shape, self.tokenizer.pad_token_id or 0),
+            "labels": torch.full(shape, IGNORE),
+            "owner": torch.full(shape, -1),
+            # A padding token is an example by itself: no row of the attention is empty.
+            "position_ids": torch.zeros(shape, dtype=torch.long),
+        }
+        for r, members in enumerate(rows):
+            first = 0
+            for b in members:
+                place = r, slice(first, first + lengths[b])
+                batch["input_ids"][place], batch["labels"][place] = map(torch.tensor, encoded[b])
+                batch["labels"][r, first] = IGNORE  # nothing before it tells of it
+                batch["owner"][place] = b
+                batch["position_ids"][place] = torch.arange(lengths[b])
+                first += lengths[b]
+        if self.packed:
+            return batch | {"lengths": torch.tensor(lengths)}
+        attention_mask = (batch["owner"] >= 0).long()
+        return {"input_ids": batch["input_ids"], "attention_mask": attention_mask, "labels": batch["labels"]}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        labels = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE)
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        tokens = token_losses(model, inputs | {"use_cache": False}, labels).sum(1)
-        return tokens if self.reduction == "sum" else tokens / (labels != IGNORE).sum(1).clamp(min=1)
+        return self._over_tokens(token_losses, model, batch, self.reduction)
 
-    def _encode(self, example: Example) -> tuple[list[int], list[int]]:
-        """Token ids and labels, `IGNORE` wherever a token is not to be learnt; the last examples' are kept."""
-        if example.id not in self._encoded:
-            if len(self._encoded) == CACHE:
-                self._encoded.clear()
-            self._encoded[example.id] = self._tokens_of(example)
-        return self._encoded[example.id]
+    def output(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(B,) the mean or the sum, as for the loss, of each response token's log p/(1 − p).
+
+        Source: Park et al. 2023, TRAK, which takes a language model for a sequence of classifications.
+        """
+        return self._over_tokens(partial(token_values, formula=margins), model, batch, self.reduction)
+
+    def errors(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(B,) the mean of ‖p − y‖₂ over the response tokens."""
+        return self._over_tokens(partial(token_values, formula=error_norms), model, batch, "mean")
+
+    def perplexity(self, model: nn.Module, batch: Batch) -> Tensor:
+        return self._over_tokens(token_losses, model, batch, "mean").exp()
+
+    def features(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(B, H) the mean over the example's tokens, prompt and response, of what the output head is given."""
+        hidden = last_hidden_states(model, self._inputs(model, batch))
+        if hidden is None:
+            raise self._lacks("features", "no representation of a model without a linear output head")
+        attended = batch["owner"] >= 0 if "owner" in batch else batch["attention_mask"].bool()
+        kept = _by_example(hidden * attended[..., None], batch)
+        return kept.sum(1) / _by_example(attended, batch).sum(1, keepdim=True)
+
+    def _over_tokens(
+        self, values: Callable[..., Tensor], model: nn.Module, batch: Batch, reduction: str
+    ) -> Tensor:
+        """(B,) the mean or the sum of ``values(model, inputs, labels)`` over each example's response tokens."""
+        labels = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE)
+        totals = _by_example(values(model, self._inputs(model, batch), labels), batch).sum(1)
+        counts = _by_example(labels != IGNORE, batch).sum(1)
+        return totals if reduction == "sum" else totals / counts.clamp(min=1)
+
+    def _inputs(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+        """What the model is called with.
+
+        transformers makes the mask of packed rows of positions that start again, where there is no other mask.
+        """
+        if "owner" in batch and model not in self._separating:
+            self._check_separate(model, batch)
+        names = ("input_ids", "position_ids" if "owner" in batch else "attention_mask")
+        return {name: batch[name] for name in names} | {"use_cache": False}
+
+    @torch.no_grad()
+    def _check_separate(self, model: nn.Module, batch: Batch) -> None:
+        """Raise `InputError` where an example's loss changes with the tokens of one that stands before it."""
+        shared = (batch["owner"].amax(1) > batch["owner"][:, 0]).nonzero()
+        if len(shared) == 0:
+            return
+        row = shared[:1, 0]
+        ids, labels, owner = (batch[name][row] for name in ("input_ids", "labels", "owner"))
+        first = owner == owner[:, :1]
+        others = F.pad(labels.masked_fill(first, IGNORE)[:, 1:], (0, 1), value=IGNORE)
+        changed = torch.where(first, (ids + 1) % (ids.max() + 1), ids)
+        rest = {"position_ids": batch["position_ids"][row], "use_cache": False}
+        with still(model):
+            before, after = (token_losses(model, rest | {"input_ids": x}, others) for x in (ids, changed))
+        if not torch.equal(before, after):
+            raise InputError(
+                f"{type(model).__name__} lets an example see those before it in a packed row; "
+                "use CausalLMTask(packed=False)"
+            )
+        self._separating.add(model)
 
     def _tokens_of(self, example: Example) -> tuple[list[int], list[int]]:
         fields = example.fields
@@ -142,6 +226,33 @@ class CausalLMTask(Task):
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+def packed_rows(lengths: Sequence[int]) -> list[list[int]]:
+    """Which examples share a row: first-fit decreasing into rows as long as the longest.
+
+    Rows are in the order of their first examples: where each has a row of its own, in the examples' order.
+    """
+    most = max(lengths)
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for b in sorted(range(len(lengths)), key=lambda b: -lengths[b]):
+        r = next((r for r, free in enumerate(room) if free >= lengths[b]), len(rows))
+        if r == len(rows):
+            rows.append([])
+            room.append(most)
+        rows[r].append(b)
+        room[r] -= lengths[b]
+    return sorted(sorted(row) for row in rows)
+
+
+def _by_example(values: Tensor, batch: Batch) -> Tensor:
+    """Values (R, T, ...) of packed tokens as (B, T, ...), a row an example, zeros after its end; others as they are."""
+    if "owner" not in batch:
+        return values
+    kept = batch["owner"] >= 0
+    by_example = values.new_zeros(len(batch["lengths"]), *values.shape[1:])
+    return by_example.index_put((batch["owner"][kept], batch["position_ids"][kept]), values[kept])
+
+
 def load_causal_lm(path: str, trust_remote_code: bool = False) -> tuple[nn.Module, Any]:
     """A causal LM and its tokenizer from a folder or a hub id, in float32.
 
@@ -149,24 +260,6 @@ def load_causal_lm(path: str, trust_remote_code: bool = False) -> tuple[nn.Modul
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, trust_remote_code=trust_remote_code, output_loading_info=True
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        where = "folder" if Path(path).is_dir() else "folder or hub id"
-        raise InputError(
-            f"{path}: no causal language model in this {where} ({reason}); "
-            "it needs config.json, weights (model.safetensors) and a tokenizer"
-        ) from None
-    model, found = loaded
-    missing = found["missing_keys"]  # drawn at random by transformers
-    if missing:
-        raise InputError(
-            f"{path}: {len(missing)} of the model's weights are missing, {min(missing)} for one; "
-            "save the whole model there"
-        )
-    return model, tokenizer
+    return load_pretrained(
+        path, AutoModelForCausalLM, AutoTokenizer, "causal language model", "a tokenizer", trust_remote_code
+    )

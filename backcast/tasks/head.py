@@ -8,7 +8,8 @@ in memory, nor read again, and tokens without a label cost nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,18 +17,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from backcast.kernels.precision import wide, wide_dtype
 
 IGNORE = -100
 
 #: Logits in a block: what stays in a cache; and the least tokens of one, below which a product is slow.
 BLOCK, LEAST = 2**21, 256
 
+#: Whether losses may be fused with a frozen head.
+_fused = True
+
 #: Whether a model's logits are its head's output as it is.
 _bare_heads: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def token_losses(model: Any, inputs: Mapping[str, Any], labels: Tensor) -> Tensor:
-    """(B, T) float32 cross-entropies of each position's next token.
+    """(B, T) cross-entropies of each position's next token.
 
     Args:
         model: called with ``inputs``, it gives an object whose ``logits`` are (B, T, V).
@@ -41,13 +48,58 @@ def token_losses(model: Any, inputs: Mapping[str, Any], labels: Tensor) -> Tenso
             counted = labels != IGNORE
             losses = _FrozenHead.apply(hidden[counted], head.weight, head.bias, labels[counted])
             return losses.new_zeros(labels.shape).masked_scatter(counted, losses)
-    logits = model(**inputs).logits.flatten(0, 1).float()
+    logits = wide(model(**inputs).logits.flatten(0, 1))
     return F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORE, reduction="none").view_as(labels)
+
+
+def token_values(
+    model: Any, inputs: Mapping[str, Any], labels: Tensor, formula: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """(B, T) ``formula(logits (n, V), labels (n,)) -> (n,)`` of the labelled positions, zeros elsewhere.
+
+    It sees a block of tokens at a time, whose logits are taken again in the backward; other arguments as for
+    `token_losses`.
+    """
+    counted = labels != IGNORE
+    head = _frozen_head(model)
+    hidden: Tensor | None = None
+    if head is not None and _bare_heads.get(model, True):
+        hidden, _bare_heads[model] = _hidden_states(model, head, inputs)
+    if head is not None and hidden is not None and _bare_heads[model]:
+        rows, width = hidden[counted], head.out_features
+    else:
+        head, rows = None, model(**inputs).logits[counted]
+        width = rows.shape[1]
+
+    def block(x: Tensor, label: Tensor) -> Tensor:
+        return formula(wide(x if head is None else F.linear(x, head.weight, head.bias)), label)
+
+    size = max(LEAST, BLOCK // width)
+    parts = zip(rows.split(size), labels[counted].split(size), strict=True)
+    values = torch.cat([checkpoint(block, x, label, use_reentrant=False) for x, label in parts])
+    return values.new_zeros(labels.shape).masked_scatter(counted, values)
+
+
+def last_hidden_states(model: Any, inputs: Mapping[str, Any]) -> Tensor | None:
+    """(B, T, H): what the output head is given; None where the model names no linear one."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return _hidden_states(model, head, inputs)[0] if isinstance(head, nn.Linear) else None
+
+
+@contextmanager
+def whole_logits() -> Iterator[None]:
+    """Take the logits as the model returns them: the fused loss of a frozen head is differentiable once only."""
+    global _fused
+    before, _fused = _fused, False
+    try:
+        yield
+    finally:
+        _fused = before
 
 
 def _frozen_head(model: Any) -> nn.Linear | None:
     """The output head, if it needs no gradient, nothing else watches it, and hooks on it are called."""
-    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+    if not _fused or hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
         return None
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if type(head) is not nn.Linear or head._forward_hooks or head._forward_pre_hooks:
@@ -85,12 +137,12 @@ class _FrozenHead(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
-        losses = hidden.new_empty(len(hidden), dtype=torch.float32)
+        losses = hidden.new_empty(len(hidden), dtype=wide_dtype(hidden))
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         size = max(LEAST, BLOCK // len(weight))
         for start in range(0, len(hidden), size):
             block = slice(start, start + size)
-            logs = F.log_softmax(F.linear(hidden[block], weight, bias), 1, dtype=torch.float32)
+            logs = F.log_softmax(F.linear(hidden[block], weight, bias), 1, dtype=losses.dtype)
             label = labels[block, None]
             own = logs.gather(1, label)
             losses[block] = -own[:, 0]

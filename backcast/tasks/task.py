@@ -80,14 +80,25 @@ class Task(ABC):
         """(B, d) the model's own representation of each example, for similarities."""
         raise self._lacks("features", "no representation")
 
+    def perplexity(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(B,) e^ℓ; of a language model with the mean loss of a token, whatever `loss` reduces to."""
+        return self.loss(model, batch).exp()
+
     def _lacks(self, method: str, what: str) -> InputError:
         return InputError(
             f"{type(self).__name__} defines {what}; override {method}() in it, or choose another method"
         )
 
+    def training_losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(B,) the losses whose mean fine-tuning minimises; those of `loss` unless overridden.
+
+        Unlike `loss` they may depend on the batch's other examples: each is what an example's weight multiplies.
+        """
+        return self.loss(model, batch)
+
     def objective(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The scalar that fine-tuning minimises; the mean loss unless overridden."""
-        return self.loss(model, batch).mean()
+        """The scalar that fine-tuning minimises: the mean of `training_losses`."""
+        return self.training_losses(model, batch).mean()
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, examples: Sequence[Example]) -> float:
