@@ -32,6 +32,14 @@ class Classify(Task):
         return F.cross_entropy(model(batch["x"]), batch["y"], reduction="none")
 
 
+class Margin(Classify):
+    """With TRAK's output: the logit of the right class's probability."""
+
+    def output(self, model: nn.Module, batch: Batch) -> Tensor:
+        p = torch.softmax(model(batch["x"]), dim=-1).gather(1, batch["y"][:, None])[:, 0]
+        return torch.log(p) - torch.log1p(-p)
+
+
 def examples(n: int, shape: Sequence[int] = (INPUTS,), seed: int = 0, dtype: Any = torch.float32) -> Examples:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, *shape, generator=generator, dtype=torch.float64).to(dtype)
@@ -91,9 +99,10 @@ def store_of(
     rates: Sequence[float] | None = None,
     spec: SketchSpec | None = None,
     name: str = "row",
+    slopes: Sequence[np.ndarray] | None = None,
     **header: Any,
 ) -> SketchStore:
-    """A finished store that holds the given (n, k) sketches, one matrix a checkpoint."""
+    """A finished store of the given (n, k) sketches, a matrix a checkpoint; of outputs where (n,) slopes are given."""
     n, k = checkpoints[0].shape
     rates = rates or [1.0] * len(checkpoints)
     store = SketchStore.create(
@@ -105,12 +114,13 @@ def store_of(
             checkpoints=tuple(
                 {"name": f"{c}", "learning_rate": rate, "sha256": f"{c}"} for c, rate in enumerate(rates)
             ),
+            **({"origin": {"of": "output"}} if slopes else {}),
             **header,
         ),
     )
-    for c, sketches in enumerate(checkpoints):
-        for s, part in enumerate(store.header.shards()):
-            store.write(c, s, sketches[part])
+    for c, s in store.places():
+        part = store.header.shards()[s]
+        store.write(c, s, checkpoints[c][part], slopes[c][part] if slopes else None)
     return SketchStore.open(path)
 
 
