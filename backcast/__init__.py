@@ -12,12 +12,15 @@ if TYPE_CHECKING:
     from backcast.attribution import (
         Checkpoint,
         GradientIndex,
+        Recorder,
+        Recording,
         Scores,
         SketchStore,
         attribute,
         collect,
         near_duplicates,
     )
+    from backcast.attribution.recording.callback import RecorderCallback
     from backcast.data import Examples, read_examples
     from backcast.finetune import FinetuneConfig, sweep
     from backcast.kernels import SketchSpec
@@ -25,7 +28,16 @@ if TYPE_CHECKING:
     from backcast.report import Report, write_report
     from backcast.scaling import fit_law
     from backcast.selectors import Manifest, Selection, check, load_subset, select
-    from backcast.tasks import CausalLMTask, Task, load_causal_lm
+    from backcast.tasks import (
+        CausalLMTask,
+        ImageClassificationTask,
+        PreferenceTask,
+        SequenceClassificationTask,
+        Task,
+        load_causal_lm,
+        load_image_classifier,
+        load_sequence_classifier,
+    )
 
 __version__ = "0.1.0"
 
@@ -36,10 +48,16 @@ __all__ = [
     "Examples",
     "FinetuneConfig",
     "GradientIndex",
+    "ImageClassificationTask",
     "Manifest",
+    "PreferenceTask",
+    "Recorder",
+    "RecorderCallback",
+    "Recording",
     "Report",
     "Scores",
     "Selection",
+    "SequenceClassificationTask",
     "SketchSpec",
     "SketchStore",
     "Task",
@@ -50,6 +68,8 @@ __all__ = [
     "fit_law",
     "load_causal_lm",
     "load_clip",
+    "load_image_classifier",
+    "load_sequence_classifier",
     "load_subset",
     "near_duplicates",
     "read_examples",
@@ -60,7 +80,8 @@ __all__ = [
 ]
 
 _FLOORS = {
-    "attribution": "Checkpoint GradientIndex Scores SketchStore attribute collect near_duplicates",
+    "attribution": "Checkpoint GradientIndex Recorder Recording Scores SketchStore attribute collect near_duplicates",
+    "attribution.recording.callback": "RecorderCallback",
     "data": "Examples read_examples",
     "finetune": "FinetuneConfig sweep",
     "kernels": "SketchSpec",
@@ -68,7 +89,8 @@ _FLOORS = {
     "report": "Report write_report",
     "scaling": "fit_law",
     "selectors": "Manifest Selection check load_subset select",
-    "tasks": "CausalLMTask Task load_causal_lm",
+    "tasks": "CausalLMTask ImageClassificationTask PreferenceTask SequenceClassificationTask Task load_causal_lm "
+    "load_image_classifier load_sequence_classifier",
 }
 _FLOOR_OF = {name: floor for floor, names in _FLOORS.items() for name in names.split()}
 

@@ -188,7 +188,7 @@ def training_step(model: nn.Module, task: Task, batch: Batch) -> None:
 
 def collected(capture: GradientCapture, task: Task, examples: Examples) -> Tensor:
     with capture:
-        return sketch(capture, task, examples, BATCH)
+        return sketch(capture, task, examples, BATCH)[0]
 
 
 def waiting(model: nn.Module, forward: Callable[[], Tensor]) -> float:

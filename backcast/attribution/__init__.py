@@ -6,6 +6,7 @@ from backcast.attribution.collect import collect
 from backcast.attribution.duplicates import near_duplicates
 from backcast.attribution.estimators import ESTIMATORS
 from backcast.attribution.index import GradientIndex
+from backcast.attribution.recording import Recorder, Recording
 from backcast.attribution.scores import Scores
 from backcast.attribution.store import SketchStore
 
@@ -13,6 +14,8 @@ __all__ = [
     "ESTIMATORS",
     "Checkpoint",
     "GradientIndex",
+    "Recorder",
+    "Recording",
     "Scores",
     "SketchStore",
     "attribute",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,14 @@ from torch import nn
 
 from backcast.attribution.checkpoints import Checkpoint
 from backcast.attribution.estimators import ESTIMATORS
+from backcast.attribution.estimators.blocks import Blocks
 from backcast.attribution.problem import Problem
 from backcast.attribution.recording import Recording
-from backcast.attribution.scores import Scores
+from backcast.attribution.scores import Scores, write_scores
 from backcast.attribution.store import SketchStore
 from backcast.data import Examples
 from backcast.errors import InputError
+from backcast.progress import progress
 from backcast.tasks import Task
 
 
@@ -30,6 +33,7 @@ def attribute(
     checkpoints: Sequence[Checkpoint] | None = None,
     run: Recording | None = None,
     groups: Sequence[str] | None = None,
+    out: str | Path | None = None,
     **params: Any,
 ) -> Scores:
     """Score the n training examples by what they do for the targets.
@@ -43,6 +47,8 @@ def attribute(
         checkpoints: points on the training run, oldest first, for methods that visit several.
         run: the recorded training run, for methods that go back through it.
         groups: a name for each target; a group counts as the mean of its rows, whatever their number.
+        out: a file for the scores, as `Scores.save` writes it: methods that work on sketches then hold one shard's
+            scores in memory at a time, and what is returned lies in the file.
         params: the estimator's own.
 
     Returns:
@@ -53,22 +59,28 @@ def attribute(
             was not given, or groups that do not fit.
     """
     if isinstance(train, SketchStore) and isinstance(target, SketchStore):
-        _check_comparable(train, target)
+        _check_comparable(train, target, method)
     if groups is not None and len(groups) != len(target):
         raise InputError(f"{len(groups)} group names for {len(target)} targets; give one for each")
     estimator = _estimator(method, params)
     problem = Problem(train, target, method, model, task, checkpoints, run, groups)
-    return Scores(
-        values=estimator(problem, **params).astype(np.float32),
-        train=problem.rows,
-        targets=problem.names,
-        method=method,
-        params=params,
-        origin=problem.origin,
-    )
+    values = estimator(problem, **params)
+    blocks = values if isinstance(values, Blocks) else [values]
+    if out is None:
+        values = np.concatenate(list(_shown(blocks, len(train)))).astype(np.float32, copy=False)
+        return Scores(values, problem.rows, problem.names, method, params, problem.origin)
+    write_scores(out, _shown(blocks, len(train)), problem.rows, problem.names, method, params, problem.origin)
+    return Scores.load(out)
 
 
-def _check_comparable(train: SketchStore, target: SketchStore) -> None:
+def _shown(blocks: Iterable[np.ndarray], rows: int) -> Iterator[np.ndarray]:
+    with progress("scores", rows) as done:
+        for block in blocks:
+            yield block
+            done(len(block))
+
+
+def _check_comparable(train: SketchStore, target: SketchStore, method: str) -> None:
     if train.spec != target.spec:
         raise InputError(
             f"{target.path}: its sketch spec {_short(target)} is not {train.path}'s {_short(train)}; "
@@ -78,15 +90,25 @@ def _check_comparable(train: SketchStore, target: SketchStore) -> None:
         raise InputError(
             f"{target.path}: tracks other layers than {train.path}; collect both with the same task and model"
         )
-    if train.header.origin != target.header.origin:
+    ours, theirs = (store.header.origin.get("direction", "gradient") for store in (train, target))
+    if ours != theirs and method != "less":
+        raise InputError(
+            f"{train.path} is of direction {ours!r}, {target.path} of {theirs!r}; only method 'less' compares the two"
+        )
+    if _without("direction", train.header.origin) != _without("direction", target.header.origin):
         raise InputError(
             f"{target.path}: collected with another loss than {train.path} (its settings or its bank of negatives); "
             f"collect the target with '--like {train.path}'"
         )
-    if train.checkpoints != target.checkpoints:
+    state = "optimizer" if ours != theirs else None  # what gradients do not depend on
+    if [_without(state, c) for c in train.checkpoints] != [_without(state, c) for c in target.checkpoints]:
         raise InputError(
             f"{target.path}: collected at other checkpoints than {train.path}; collect both with the same model"
         )
+
+
+def _without(key: str | None, mapping: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: value for k, value in mapping.items() if k != key}
 
 
 def _short(store: SketchStore) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from backcast.attribution.checkpoints import Checkpoint, load_weights, weights_hash
+from backcast.attribution.distributed import Ranks, gathered, ranks
+from backcast.attribution.gradients.adam import (
+    AdamCapture,
+    Preconditioners,
+    preconditioners,
+    preconditioners_hash,
+)
 from backcast.attribution.gradients.capture import GradientCapture, tracked_parts
 from backcast.attribution.gradients.opened import opened
 from backcast.attribution.gradients.parts import Part
+from backcast.attribution.quantise import DTYPES
 from backcast.attribution.store import Header, SketchStore
 from backcast.attribution.writer import ShardWriter
 from backcast.data import Examples
@@ -41,6 +50,8 @@ def collect(
     examples: Examples,
     out: str | Path,
     *,
+    of: str = "loss",
+    direction: str = "gradient",
     checkpoints: Sequence[Checkpoint] | None = None,
     spec: SketchSpec | None = None,
     like: SketchStore | None = None,
@@ -49,7 +60,11 @@ def collect(
     dtype: str = "float32",
     autocast: str | None = None,
 ) -> SketchStore:
-    """Sketch every example's loss gradient at every checkpoint; resumes where a killed run stopped.
+    """Sketch every example's gradient at every checkpoint; resumes where a killed run stopped.
+
+    Every process of an initialised process group must call it with the same arguments: they share the shards out, and
+    a model that `fully_shard` spread over them is gathered in each. A shard on the disk that is damaged is collected
+    again.
 
     A pass costs a forward and the input half of a backward: weight gradients are never formed. The same model,
     examples and spec write the same bytes on the same machine, whether or not the run was interrupted.
@@ -59,13 +74,18 @@ def collect(
         task: what an example's loss is.
         examples: n examples.
         out: the store's folder.
+        of: "loss", or "output": the gradients of `Task.output`, with the loss's slope by it, −(1 − p) = −sigmoid(−f)
+            where f = log p/(1 − p) is that output and the loss is −log p. (Park et al. 2023, TRAK, section 3.)
+        direction: "gradient", or "adam": the step that Adam would make on the example alone, in the gradient's place
+            (`preconditioners` has the formula); each checkpoint must name its optimizer's state. It forms the whole
+            gradients.
         checkpoints: weights to visit; without any, the model's own with a learning rate of 1.
         spec: the sketch; by default 1,024 numbers of the kind that suits the model's device.
         like: a store whose spec to take over, so that the two can be compared: a target's training store.
         batch_size: examples in a forward, where they are as long as the longest of their shard; batches of shorter
             ones hold more. On a CPU a batch has at most 1,024 positions (`Task.length`) a thread, or one example.
         shard_rows: examples in a file, and so the most that an interruption loses.
-        dtype: of the stored rows, float32 or float16.
+        dtype: of the stored rows: float32, float16, int8 or sign (one bit a number); see `quantise.encode`.
         autocast: bfloat16 or float16, the precision of the model's matrix products; with float16 the losses are scaled
             for the backward. A model that is itself in half precision needs none.
 
@@ -73,40 +93,63 @@ def collect(
         The finished store.
 
     Raises:
-        InputError: no examples, a checkpoint that is not this model's, a folder with something else in it, a loss that
-            none of the tracked modules takes part in, or one that depends on the batch's other examples.
+        InputError: no examples, a task without the output that is asked for, a checkpoint that is not this model's, a
+            folder with something else in it, a loss that none of the tracked modules takes part in, or one that
+            depends on the batch's other examples.
     """
     if len(examples) == 0:
         raise InputError("nothing to collect: there are no examples")
-    if dtype not in ("float32", "float16"):
-        raise InputError(f"dtype {dtype!r} cannot be stored; choose float32 or float16")
+    if of not in ("loss", "output"):
+        raise InputError(f"gradients of {of!r} do not exist; choose loss or output")
+    _check_direction(direction, of, checkpoints, autocast)
+    if dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r} cannot be stored; choose one of {', '.join(DTYPES)}")
     if autocast not in (None, "bfloat16", "float16"):
         raise InputError(f"autocast to {autocast!r} does not exist; choose bfloat16 or float16")
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps: hooks need the modules as written
-    device = next(model.parameters()).device
-    spec = like.spec if like else spec or SketchSpec(kind=default_kind(device))
-    with opened(model):
-        parts = tracked_parts(tracked(model, task), task.biases)
-        if like is None:
-            _report_coverage(model, task, parts)
-    header = Header(
-        spec=spec,
-        layers={part.name: part.shape for found in parts.values() for part in found},
-        rows=examples.index,
-        checkpoints=tuple(_describe(model, checkpoints)),
-        dtype=dtype,
-        shard_rows=shard_rows,
-        origin={
-            "model": type(model).__name__,
-            "task": type(task).__name__,
-            "settings": dict(task.settings()),
-            "autocast": autocast,
-        },
-    )
-    with whole_folder(out):
-        store = SketchStore.create(out, header)
-        _Collection(store, model, task, examples, batch_size, autocast).run(checkpoints)
+    with ranks() as team, gathered(model) as whole:
+        with team.agreed():
+            device = next(whole.parameters()).device
+            spec = like.spec if like else spec or SketchSpec(kind=default_kind(device))
+            with opened(whole):
+                parts = tracked_parts(tracked(whole, task), task.biases)
+                if like is None:
+                    _report_coverage(whole, task, parts)
+            header = Header(
+                spec=spec,
+                layers={part.name: part.shape for found in parts.values() for part in found},
+                rows=examples.index,
+                checkpoints=tuple(_describe(whole, task, checkpoints, direction)),
+                dtype=dtype,
+                shard_rows=shard_rows,
+                origin={
+                    "model": type(whole).__name__,
+                    "task": type(task).__name__,
+                    "of": of,
+                    "direction": direction,
+                    "settings": dict(task.settings()),
+                    "autocast": autocast,
+                },
+            )
+        with _written_by(team, out, header) as (store, todo):
+            _Collection(store, whole, task, examples, batch_size, autocast).run(checkpoints, todo)
     return SketchStore.open(out)
+
+
+@contextmanager
+def _written_by(
+    team: Ranks, out: str | Path, header: Header
+) -> Iterator[tuple[SketchStore, Sequence[tuple[int, int]]]]:
+    """The store, and which of the missing and the damaged shards this process is to write in the block."""
+    if len(set(team.gather(header.fingerprint))) > 1:
+        raise InputError("the processes differ in model, examples or settings; give each the same ones")
+    with whole_folder(out) if team.rank == 0 else nullcontext():
+        with team.agreed():
+            store = SketchStore.create(out, header) if team.rank == 0 else SketchStore(out, header)
+        missing = store.missing()
+        there = [place for place in store.places() if place not in set(missing)]
+        damaged = team.gather(store.damaged(team.share(there)))
+        with team.agreed():
+            yield store, team.share(sorted(chain(missing, *damaged)))
 
 
 class _Collection:
@@ -126,39 +169,41 @@ class _Collection:
         self.autocast = getattr(torch, autocast) if autocast else None
         self.checked = False
 
-    def run(self, checkpoints: Sequence[Checkpoint] | None) -> None:
-        missing = self.store.missing()
+    def run(self, checkpoints: Sequence[Checkpoint] | None, todo: Sequence[tuple[int, int]]) -> None:
+        """Write these (checkpoint, shard)."""
         slices = self.store.header.shards()
-        todo = sum(slices[s].stop - slices[s].start for _, s in missing)
+        rows = sum(slices[s].stop - slices[s].start for _, s in todo)
         model, task = self.model, self.task
         with (
             evaluation_mode(model),
             uncompiled(model),
             ShardWriter(self.store) as writer,
-            progress(f"sketches → {self.store.path.name}", todo) as done,
+            progress(f"sketches → {self.store.path.name}", rows) as done,
         ):
-            for c in sorted({c for c, _ in missing}):
-                with visiting(model, checkpoints[c] if checkpoints else None), opened(model):
+            for c in sorted({c for c, _ in todo}):
+                checkpoint = checkpoints[c] if checkpoints else None
+                adam = _preconditioners(model, task, checkpoint, self.store.header.origin["direction"])
+                with visiting(model, checkpoint), opened(model):
                     task.prepare(model)
-                    with GradientCapture(
-                        model, tracked(model, task), self.store.spec, task.biases
-                    ) as capture:
-                        for _, s in (m for m in missing if m[0] == c):
-                            writer.put(c, s, self._shard(capture, self.examples[slices[s]]))
+                    with _capture(model, task, self.store.spec, adam) as capture:
+                        for _, s in (place for place in todo if place[0] == c):
+                            writer.put(c, s, *self._shard(capture, self.examples[slices[s]]))
                             done(slices[s].stop - slices[s].start)
 
-    def _shard(self, capture: GradientCapture, examples: Examples) -> Tensor:
-        sketches = sketch(capture, self.task, examples, self.batch_size, self.autocast)
+    def _shard(self, capture: GradientCapture, examples: Examples) -> list[Tensor]:
+        """What a shard holds: sketches, and of outputs the slopes."""
+        of = self.store.header.origin["of"]
+        sketches, values = sketch(capture, self.task, examples, self.batch_size, self.autocast, of)
         if not self.checked:
             largest = max(_packs(capture, self.task, examples, self.batch_size), key=len)
             if len(largest) > 1:
                 self._check_independence(capture, examples[largest[-1:]], sketches[largest])
                 self.checked = True
-        return sketches
+        return [sketches, -torch.sigmoid(-values)] if of == "output" else [sketches]
 
     def _check_independence(self, capture: GradientCapture, last: Examples, together: Tensor) -> None:
         """Of a batch's last example against all of the batch's sketches."""
-        alone = sketch(capture, self.task, last, 1, self.autocast)[0]
+        alone = sketch(capture, self.task, last, 1, self.autocast, self.store.header.origin["of"])[0][0]
         length = torch.maximum(alone.norm(), together.norm(dim=1).mean())
         if (alone - together[-1]).norm() > DEPENDENCE * length:
             raise InputError(
@@ -173,12 +218,17 @@ def sketch(
     examples: Examples,
     batch_size: int,
     autocast: torch.dtype | None = None,
-) -> Tensor:
-    """(n, k) sketches of n examples, in batches of like length; the arguments are those of `collect`."""
+    of: str = "loss",
+) -> tuple[Tensor, Tensor]:
+    """(n, k) sketches and the (n,) values whose gradients they are, of n examples in batches of like length.
+
+    The arguments are those of `collect`.
+    """
     packs = _packs(capture, task, examples, batch_size)
-    parts = [_sketch_batch(capture, task, examples[pack], autocast) for pack in packs]
-    order = torch.tensor([row for pack in packs for row in pack], device=parts[0].device)
-    return torch.cat(parts)[order.argsort()]
+    parts = [_sketch_batch(capture, task, examples[pack], autocast, of) for pack in packs]
+    sketches, values = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    order = torch.tensor([row for pack in packs for row in pack], device=sketches.device).argsort()
+    return sketches[order], values[order]
 
 
 def _packs(capture: GradientCapture, task: Task, examples: Examples, batch_size: int) -> list[list[int]]:
@@ -188,17 +238,18 @@ def _packs(capture: GradientCapture, task: Task, examples: Examples, batch_size:
 
 
 def _sketch_batch(
-    capture: GradientCapture, task: Task, examples: Examples, autocast: torch.dtype | None
-) -> Tensor:
+    capture: GradientCapture, task: Task, examples: Examples, autocast: torch.dtype | None, of: str
+) -> tuple[Tensor, Tensor]:
     batch = on_device(task.collate(examples), capture.model)
+    function = {"loss": task.loss, "output": task.output}[of]
     device = next(capture.model.parameters()).device.type
     scale = 2.0**16 if autocast == torch.float16 else 1.0
     while True:
         with torch.autocast(device, autocast, enabled=autocast is not None):
-            losses = task.loss(capture.model, batch)
-        sketches = capture.sketches(losses, scale)
+            values = function(capture.model, batch)
+        sketches = capture.sketches(values, scale)
         if scale == 1 or bool(sketches.isfinite().all()):
-            return sketches
+            return sketches, values.detach().float()
         scale /= 2**4
 
 
@@ -251,16 +302,57 @@ def _report_coverage(model: nn.Module, task: Task, parts: Mapping[str, Sequence[
             log.warning(f"{name} ({type(module).__name__}, {share:.1%} of the parameters) cannot be tracked")
 
 
-def _describe(model: nn.Module, checkpoints: Sequence[Checkpoint] | None) -> Iterator[dict[str, Any]]:
+def _check_direction(
+    direction: str, of: str, checkpoints: Sequence[Checkpoint] | None, autocast: str | None
+) -> None:
+    if direction not in ("gradient", "adam"):
+        raise InputError(f"direction {direction!r} does not exist; choose gradient or adam")
+    if direction == "gradient":
+        return
+    if not checkpoints or any(checkpoint.optimizer is None for checkpoint in checkpoints):
+        raise InputError(
+            "direction 'adam' needs the optimizer's state: give checkpoints, each with optimizer="
+        )
+    if of != "loss":
+        raise InputError(f"direction 'adam' is a training step's, so of the loss; not of {of!r}")
+    if autocast == "float16":
+        raise InputError(
+            "direction 'adam' cannot be taken of scaled gradients; choose bfloat16, or no autocast"
+        )
+
+
+def _preconditioners(
+    model: nn.Module, task: Task, checkpoint: Checkpoint | None, direction: str
+) -> Preconditioners | None:
+    """Of the tracked parts, for directions of Adam."""
+    if direction == "gradient" or checkpoint is None or checkpoint.optimizer is None:
+        return None
+    with opened(model):
+        parts = [p for found in tracked_parts(tracked(model, task), task.biases).values() for p in found]
+    return preconditioners(checkpoint.optimizer, model, parts)
+
+
+def _capture(model: nn.Module, task: Task, spec: SketchSpec, adam: Preconditioners | None) -> GradientCapture:
+    modules = tracked(model, task)
+    if adam is None:
+        return GradientCapture(model, modules, spec, task.biases)
+    return AdamCapture(model, modules, spec, adam, task.biases)
+
+
+def _describe(
+    model: nn.Module, task: Task, checkpoints: Sequence[Checkpoint] | None, direction: str
+) -> Iterator[dict[str, Any]]:
     if checkpoints is None:
         yield {"name": "model", "learning_rate": 1.0, "sha256": weights_hash(model)}
         return
     for checkpoint in checkpoints:
+        adam = _preconditioners(model, task, checkpoint, direction)
         with visiting(model, checkpoint):
             yield {
                 "name": Path(checkpoint.path).name,
                 "learning_rate": checkpoint.learning_rate,
                 "sha256": weights_hash(model),
+                **({"optimizer": preconditioners_hash(adam)} if adam else {}),
             }
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from backcast.data.examples import Rows
 from backcast.errors import InputError
-from backcast.files import write_atomic
+from backcast.files import whole_file
 
 
 @dataclass(frozen=True)
@@ -51,28 +50,66 @@ class Scores:
         """(n,) float32, each example's mean over the targets."""
         return self.values.mean(axis=1)
 
+    def best(self) -> np.ndarray:
+        """(n,) float32, each example's largest score for any of the targets."""
+        return self.values.max(axis=1)
+
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, whole or not at all."""
-        header = {
-            "train": self.train.to_json(),
-            "targets": list(self.targets),
-            "method": self.method,
-            "params": dict(self.params),
-            "origin": dict(self.origin),
-        }
-        values = np.ascontiguousarray(self.values, dtype=np.float32)
-        write_atomic(path, save({"values": values}, {"scores": json.dumps(header, sort_keys=True)}))
+        write_scores(path, [self.values], self.train, self.targets, self.method, self.params, self.origin)
 
     @classmethod
     def load(cls, path: str | Path) -> Scores:
-        """Read what `save` wrote; raises `InputError` for any other file."""
+        """What `save` wrote; the values stay in the file, mapped into memory. Raises `InputError` for any other."""
         if not Path(path).is_file():
             raise InputError(f"{path}: no such scores file; write one with 'backcast score'")
         try:
             with safe_open(path, framework="numpy") as file:
                 header = json.loads((file.metadata() or {})["scores"])
-                values = file.get_tensor("values")
+                shape = tuple(file.get_slice("values").get_shape())
         except (SafetensorError, KeyError):
             raise InputError(f"{path}: not a scores file; write one with 'backcast score'") from None
+        start = 8 + int.from_bytes(_first_bytes(path), "little")
+        values = np.memmap(path, np.dtype("<f4"), "r", start, shape)
         header["train"] = Rows.from_json(header["train"])
         return cls(values=values, **{**header, "targets": tuple(header["targets"])})
+
+
+def write_scores(
+    path: str | Path,
+    blocks: Iterable[np.ndarray],
+    train: Rows,
+    targets: Sequence[str],
+    method: str,
+    params: Mapping[str, Any],
+    origin: Mapping[str, Any],
+) -> None:
+    """Write the safetensors file of `Scores`, whole or not at all, without holding all of its values.
+
+    Args:
+        path: the file.
+        blocks: the values, some rows (r, m) at a time.
+        train, targets, method, params, origin: as in `Scores`.
+    """
+    header = {
+        "train": train.to_json(),
+        "targets": list(targets),
+        "method": method,
+        "params": dict(params),
+        "origin": dict(origin),
+    }
+    shape = [len(train), len(targets)]
+    values = {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * shape[0] * shape[1]]}
+    described = {"__metadata__": {"scores": json.dumps(header, sort_keys=True)}, "values": values}
+    text = json.dumps(described, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with whole_file(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for block in blocks:
+            file.write(np.ascontiguousarray(block, dtype="<f4").data)
+
+
+def _first_bytes(path: str | Path) -> bytes:
+    """The length of a safetensors file's header."""
+    with open(path, "rb") as file:
+        return file.read(8)

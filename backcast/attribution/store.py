@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +17,14 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from backcast.attribution.quantise import Layout, decode, encode, layout
 from backcast.data import Rows
 from backcast.errors import InputError
 from backcast.files import read_json, sha256, write_atomic, write_json
 from backcast.kernels.spec import SketchSpec
+from backcast.progress import progress
+
+log = logging.getLogger("backcast")
 
 SCHEMA = 1
 
@@ -30,9 +38,10 @@ class Header:
         layers: the tracked modules by name, and their weights' shapes.
         rows: the examples, in order.
         checkpoints: for each, its name, its learning rate and the SHA-256 of its weights.
-        dtype: float32 or float16.
+        dtype: one of `backcast.attribution.quantise.DTYPES`.
         shard_rows: examples in a shard.
-        origin: the model's and the task's type, and the task's settings; copied into scores and manifests.
+        origin: the model's and the task's type, the task's settings, and what the gradients are of ("loss" or
+            "output"); copied into scores and manifests.
     """
 
     spec: SketchSpec
@@ -42,6 +51,10 @@ class Header:
     dtype: str = "float32"
     shard_rows: int = 256
     origin: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # What older stores hold, which do not say it.
+        object.__setattr__(self, "origin", {"of": "loss", "direction": "gradient", **self.origin})
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -67,6 +80,11 @@ class Header:
             origin=value["origin"],
         )
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all of it."""
+        return sha256(json.dumps(self.to_json(), sort_keys=True))
+
     def shards(self) -> list[slice]:
         """The rows of each shard."""
         n = len(self.rows)
@@ -76,9 +94,10 @@ class Header:
 class SketchStore:
     """Gradient sketches of n examples at C checkpoints, read shard by shard.
 
-    On disk: ``store.json`` (the header), and ``checkpoint-CC/shard-SSSSS.safetensors``, each with a (rows, k) matrix,
-    its rows' ids and the SHA-256 of the matrix's bytes. A shard appears whole or not at all, so a killed `collect`
-    resumes at the first one that is missing.
+    On disk: ``store.json`` (the header and its SHA-256), and ``checkpoint-CC/shard-SSSSS.safetensors``, each with what
+    `quantise.encode` makes of (rows, k) sketches, in a store of outputs also (rows,) slopes, the rows' ids and the
+    SHA-256 of the tensors' bytes. A shard appears whole or not at all, so a killed `collect` resumes at the first one
+    that is missing.
     """
 
     def __init__(self, path: str | Path, header: Header) -> None:
@@ -87,13 +106,19 @@ class SketchStore:
 
     @classmethod
     def open(cls, path: str | Path) -> SketchStore:
-        """Open a complete store; raises `InputError` for a folder that is none, or that is not finished."""
+        """Open a complete store, having looked at every shard's size, names, shapes and ids.
+
+        Raises `InputError` for a folder that is none, is not finished or holds a damaged file.
+        """
         store = cls(path, _read_header(Path(path)))
         missing = store.missing()
         if missing:
             raise InputError(
                 f"{path}: {len(missing)} of its shards are missing; run the same 'backcast collect' again, it resumes"
             )
+        for place in store.places():
+            with store._opened(*place):
+                pass
         return store
 
     @classmethod
@@ -104,7 +129,7 @@ class SketchStore:
         """
         path = Path(path)
         if (path / "store.json").is_file():
-            if _read_header(path).to_json() != json.loads(json.dumps(header.to_json())):
+            if _read_header(path).fingerprint != header.fingerprint:
                 raise InputError(
                     f"{path}: of other data, weights or settings; choose another folder or delete this one"
                 )
@@ -113,7 +138,7 @@ class SketchStore:
         for leftover in _partial(path):
             leftover.unlink()
         if not (path / "store.json").is_file():
-            write_json(path / "store.json", header.to_json())
+            write_json(path / "store.json", {**header.to_json(), "sha256": header.fingerprint})
         return cls(path, header)
 
     @property
@@ -135,68 +160,133 @@ class SketchStore:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def places(self) -> list[tuple[int, int]]:
+        """(checkpoint, shard) of every shard."""
+        return list(product(range(len(self.checkpoints)), range(len(self.header.shards()))))
+
     def missing(self) -> list[tuple[int, int]]:
         """(checkpoint, shard) of the shards that are not there yet."""
-        return [
-            (c, s)
-            for c in range(len(self.checkpoints))
-            for s in range(len(self.header.shards()))
-            if not self._shard(c, s).is_file()
-        ]
+        return [place for place in self.places() if not self._shard(*place).is_file()]
 
-    def write(self, checkpoint: int, shard: int, sketches: np.ndarray) -> None:
-        """Write one shard's (rows, k) sketches; raises `InputError` when they do not fit the store's dtype."""
+    def damaged(self, places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Those of the shards whose bytes are not what was written; each is logged."""
+        found = []
+        with progress(f"checking {self.path.name}", len(places)) as done:
+            for place in places:
+                try:
+                    self._read(*place)
+                except InputError:
+                    log.warning(f"{self._shard(*place)}: damaged shard, collected again")
+                    found.append(place)
+                done(1)
+        return found
+
+    def write(
+        self, checkpoint: int, shard: int, sketches: np.ndarray, slopes: np.ndarray | None = None
+    ) -> None:
+        """Write one shard's (rows, k) sketches, in a store of outputs with the (rows,) slopes.
+
+        Raises `InputError` when one is not finite.
+        """
         ids = self.rows.ids[self.header.shards()[shard]]
-        with np.errstate(over="ignore"):
-            stored = np.ascontiguousarray(sketches, dtype=self.header.dtype)
-        if not np.isfinite(stored).all():
-            row = int(np.argmin(np.isfinite(stored).all(axis=1)))
+        finite = np.isfinite(sketches).all(axis=1)
+        if not finite.all():
             raise InputError(
-                f"the gradient of example {ids[row]} is not finite in {self.header.dtype}; "
-                "collect in float32, or look for a loss that overflows"
+                f"the gradient of example {ids[int(np.argmin(finite))]} is not finite; look for a loss that overflows"
             )
-        write_atomic(self._shard(checkpoint, shard), save({"sketches": stored}, _metadata(ids, stored)))
+        tensors = encode(sketches, self.header.dtype)
+        if slopes is not None:
+            tensors["slopes"] = slopes.astype(np.float32)
+        write_atomic(self._shard(checkpoint, shard), save(tensors, _metadata(ids, _digest(tensors))))
 
     def shards(self, checkpoint: int) -> Iterator[tuple[slice, np.ndarray]]:
         """(rows, their (r, k) float32 sketches), shard by shard, checksums verified."""
         for shard, rows in enumerate(self.header.shards()):
-            yield rows, self._read(checkpoint, shard).astype(np.float32)
+            yield rows, decode(self._read(checkpoint, shard), self.header.dtype, self.spec.dim)
 
     def sketches(self, checkpoint: int = -1) -> np.ndarray:
         """(n, k) float32 sketches at one checkpoint."""
         return np.concatenate([part for _, part in self.shards(range(len(self.checkpoints))[checkpoint])])
+
+    def slopes(self, checkpoint: int = -1) -> np.ndarray:
+        """(n,) float32 ∂ℓ/∂f of each example's loss ℓ by its model output f; raises `InputError` in a store of losses.
+
+        They turn what the rows are, gradients of f, into the loss's: ∇ℓ = slope · ∇f.
+        """
+        if self.header.origin["of"] != "output":
+            raise InputError(
+                f'{self.path}: holds gradients of losses; collect those of outputs, with of="output"'
+            )
+        place = range(len(self.checkpoints))[checkpoint]
+        return np.concatenate(
+            [self._read(place, shard)["slopes"] for shard in range(len(self.header.shards()))]
+        )
 
     def features(self) -> np.ndarray:
         """(n, C·k) float32 unit rows: an inner product of two is the mean over checkpoints of their cosine."""
         parts = [unit_rows(self.sketches(c)) for c in range(len(self.checkpoints))]
         return np.concatenate(parts, axis=1) / np.float32(np.sqrt(len(parts)))
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of the header."""
-        return sha256(json.dumps(self.header.to_json(), sort_keys=True))
+        return self.header.fingerprint
 
     def _shard(self, checkpoint: int, shard: int) -> Path:
         return self.path / f"checkpoint-{checkpoint:02d}" / f"shard-{shard:05d}.safetensors"
 
-    def _read(self, checkpoint: int, shard: int) -> np.ndarray:
-        path = self._shard(checkpoint, shard)
+    def _read(self, checkpoint: int, shard: int) -> dict[str, np.ndarray]:
+        """A shard's tensors by name, their sum verified."""
+        with self._opened(checkpoint, shard) as (file, digest):
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if _digest(tensors) != digest:
+            raise self._damage(checkpoint, shard)
+        return tensors
+
+    @contextmanager
+    def _opened(self, checkpoint: int, shard: int) -> Iterator[tuple[Any, str]]:
+        """A shard's file, mapped into memory, and the sum that it gives; of the right size, names, shapes and ids."""
         ids = self.rows.ids[self.header.shards()[shard]]
+        layout = self._layout(len(ids))
         try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata()
-                sketches = file.get_tensor("sketches")
+            file = safe_open(self._shard(checkpoint, shard), framework="numpy")
         except (SafetensorError, FileNotFoundError):
-            sketches, metadata = np.empty(0), None
-        fits = sketches.shape == (len(ids), self.spec.dim) and sketches.dtype == self.header.dtype
-        if not fits or metadata != _metadata(ids, sketches):
-            raise InputError(f"{path}: damaged shard; delete it and run the same 'backcast collect' again")
-        return sketches
+            raise self._damage(checkpoint, shard) from None
+        with file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
+            if self.header.dtype == "float16":
+                found.setdefault(
+                    "scales", layout["scales"]
+                )  # older shards have none: theirs would all be one
+            metadata = file.metadata() or {}
+            digest = metadata.get("shard", "")[-66:-2]
+            if found != layout or metadata != _metadata(ids, digest):
+                raise self._damage(checkpoint, shard)
+            yield file, digest
+
+    def _layout(self, rows: int) -> Layout:
+        tensors = layout(self.header.dtype, rows, self.spec.dim)
+        return {**tensors, "slopes": ("F32", (rows,))} if self.header.origin["of"] == "output" else tensors
+
+    def _damage(self, checkpoint: int, shard: int) -> InputError:
+        return InputError(
+            f"{self._shard(checkpoint, shard)}: damaged shard; run the same 'backcast collect' again, "
+            "it computes this one anew"
+        )
 
 
-def _metadata(ids: Sequence[str], sketches: np.ndarray) -> dict[str, str]:
+def _metadata(ids: Sequence[str], digest: str) -> dict[str, str]:
     # One entry: safetensors writes several in an order that changes from run to run.
-    return {"shard": json.dumps({"ids": ids, "sha256": sha256(sketches.tobytes())})}
+    return {"shard": json.dumps({"ids": ids, "sha256": digest})}
+
+
+def _digest(tensors: Mapping[str, np.ndarray]) -> str:
+    """Hex SHA-256 of the tensors' bytes, by name."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(np.ascontiguousarray(tensors[name]).data)
+    return digest.hexdigest()
 
 
 def _partial(path: Path) -> list[Path]:
@@ -217,4 +307,9 @@ def _read_header(path: Path) -> Header:
     schema = value.get("schema") if isinstance(value, dict) else None
     if schema != SCHEMA:
         raise InputError(f"{path}: store schema {schema!r}, this backcast reads {SCHEMA}; collect again")
+    written = value.pop("sha256", None)  # older stores have none
+    if written not in (None, sha256(json.dumps(value, sort_keys=True))):
+        raise InputError(
+            f"{path / 'store.json'}: damaged; put back a copy of it, or collect into another folder"
+        )
     return Header.from_json(value)

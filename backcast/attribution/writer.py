@@ -24,7 +24,7 @@ class ShardWriter:
 
     def __init__(self, store: SketchStore) -> None:
         self.store = store
-        self._queue: Queue[tuple[int, int, Tensor, torch.cuda.Event | None] | None] = Queue(WAITING)
+        self._queue: Queue[tuple[int, int, list[Tensor], torch.cuda.Event | None] | None] = Queue(WAITING)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._write_all, name="shard writer", daemon=True)
 
@@ -40,28 +40,36 @@ class ShardWriter:
         if error is None:
             self._raise()
 
-    def put(self, checkpoint: int, shard: int, sketches: Tensor) -> None:
-        """Have one shard's (rows, k) sketches written; raises what went wrong with an earlier one."""
+    def put(self, checkpoint: int, shard: int, *tensors: Tensor) -> None:
+        """Have one shard's (rows, k) sketches, and what else `SketchStore.write` takes, written.
+
+        Raises what went wrong with an earlier one.
+        """
         self._raise()
         arrived = None
-        if sketches.is_cuda:
-            pinned = torch.empty(sketches.shape, dtype=sketches.dtype, pin_memory=True)
-            sketches = pinned.copy_(sketches, non_blocking=True)
+        host = [_pinned(tensor) if tensor.is_cuda else tensor for tensor in tensors]
+        if any(tensor.is_cuda for tensor in tensors):
             arrived = torch.cuda.Event()
             arrived.record()
-        self._queue.put((checkpoint, shard, sketches, arrived))
+        self._queue.put((checkpoint, shard, host, arrived))
 
     def _write_all(self) -> None:
         while (item := self._queue.get()) is not None:
-            checkpoint, shard, sketches, arrived = item
+            checkpoint, shard, tensors, arrived = item
             if self._error is None:  # after an error the queue is emptied, so that nobody waits for it
                 try:
                     if arrived is not None:
                         arrived.synchronize()
-                    self.store.write(checkpoint, shard, sketches.numpy())
+                    self.store.write(checkpoint, shard, *(tensor.numpy() for tensor in tensors))
                 except BaseException as error:
                     self._error = error
 
     def _raise(self) -> None:
         if self._error is not None:
             raise self._error
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    """A copy in pinned memory, which is still on its way."""
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return pinned.copy_(tensor, non_blocking=True)

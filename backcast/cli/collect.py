@@ -45,6 +45,13 @@ def run(
         str | None,
         typer.Option(metavar="DTYPE", help="bfloat16 or float16, for the model's matrix products."),
     ] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(metavar="DTYPE", help="How rows are stored: float32, float16, int8 or sign (1 bit)."),
+    ] = "float32",
+    of: Annotated[
+        str, typer.Option(metavar="WHAT", help="Gradients of the loss, or of the task's output (for trak).")
+    ] = "loss",
     column: Columns = None,
     seed: Seed = 0,
     json: Json = False,
@@ -77,6 +84,8 @@ def run(
         like=other,
         batch_size=batch_size,
         autocast=autocast,
+        dtype=dtype,
+        of=of,
     )
     spec = store.spec
     show(

@@ -2,37 +2,110 @@
 
 from __future__ import annotations
 
+import json as codec
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from backcast.cli.options import Json, show
+from backcast.cli.options import Checkpoints, Columns, Json, checkpoints, columns, show
+from backcast.errors import InputError
+
+if TYPE_CHECKING:
+    from backcast.attribution import SketchStore
+    from backcast.data import Examples
 
 
 def run(
-    train: Annotated[Path, typer.Argument(metavar="TRAIN", help="The training examples' store.")],
+    train: Annotated[
+        str, typer.Argument(metavar="TRAIN", help="The training examples: their store, or themselves.")
+    ],
     target: Annotated[
-        Path,
-        typer.Argument(metavar="TARGET", help="The wanted examples' store, collected with --like TRAIN."),
+        str,
+        typer.Argument(
+            metavar="TARGET", help="The wanted examples, likewise; a store collected with --like TRAIN."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The scores.")],
     method: Annotated[
-        str, typer.Option("--method", "-m", metavar="METHOD", help="tracin, grad_dot or grad_cos.")
+        str,
+        typer.Option(
+            "--method",
+            "-m",
+            metavar="METHOD",
+            help="On stores tracin, influence, ...; on examples with --model ekfac, bm25, ...",
+        ),
     ] = "tracin",
     cosine: Annotated[bool, typer.Option(help="tracin: normalise every gradient.")] = True,
+    param: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="The method's own, e.g. damping=0.1; once for each."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="The trained model, for methods that run it.")
+    ] = None,
+    checkpoint: Checkpoints = None,
+    recording: Annotated[
+        Path | None,
+        typer.Option("--run", metavar="DIR", help="The recorded training run, for replay and shapley."),
+    ] = None,
     by_source: Annotated[
         bool, typer.Option("--by-source", help="One score for each source of the target, not each example.")
     ] = False,
+    column: Columns = None,
     json: Json = False,
 ) -> None:
     """Score training examples by their use for the wanted ones."""
-    from backcast.attribution import SketchStore, attribute
+    from backcast.attribution import Recording, SketchStore, attribute
+    from backcast.multimodal import load_task
 
-    wanted = SketchStore.open(target)
-    params: dict[str, Any] = {"cosine": cosine} if method == "tracin" else {}
-    groups = wanted.rows.sources if by_source else None
-    scores = attribute(SketchStore.open(train), wanted, method, groups=groups, **params)
-    scores.save(out)
+    pool, wanted = _read(train, column), _read(target, column)
+    network, task = None, None
+    if model is not None:
+        if isinstance(pool, SketchStore):
+            raise InputError(f"{train}: a store; --model goes with the training examples themselves")
+        network, task = load_task(model, pool)
+    groups = None
+    if by_source:
+        groups = (wanted.rows if isinstance(wanted, SketchStore) else wanted.index).sources
+    params = ({"cosine": cosine} if method == "tracin" else {}) | _params(param or [])
+    scores = attribute(
+        pool,
+        wanted,
+        method,
+        model=network,
+        task=task,
+        checkpoints=checkpoints(checkpoint),
+        run=Recording.open(recording) if recording else None,
+        groups=groups,
+        out=out,
+        **params,
+    )
     n, m = scores.values.shape
     show({"scores": str(out), "examples": n, "targets": m, "method": method}, json)
+
+
+def _read(place: str, column: str | None) -> SketchStore | Examples:
+    from backcast.attribution import SketchStore
+    from backcast.data import read_examples
+
+    folder = Path(place)
+    if folder.is_dir() and not any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        return SketchStore.open(folder)
+    return read_examples(place, columns(column))
+
+
+def _params(values: Sequence[str]) -> dict[str, Any]:
+    """``damping=0.1`` options by name; a value that is no JSON is a string."""
+    pairs = [value.partition("=") for value in values]
+    if odd := [value for value, pair in zip(values, pairs, strict=True) if not (pair[0] and pair[1])]:
+        raise InputError(f"--param {odd[0]!r}: write NAME=VALUE, e.g. damping=0.1")
+    return {name: _value(text) for name, _, text in pairs}
+
+
+def _value(text: str) -> Any:
+    try:
+        return codec.loads(text)
+    except ValueError:
+        return text

@@ -17,7 +17,7 @@ from backcast.errors import InputError
 from backcast.tasks.encoded import Encoded
 from backcast.tasks.head import IGNORE, last_hidden_states, token_losses, token_values
 from backcast.tasks.loading import load_pretrained
-from backcast.tasks.logits import error_norms, margins
+from backcast.tasks.logits import drawn, error_norms, margins
 from backcast.tasks.still import still
 from backcast.tasks.task import Batch, Task
 
@@ -118,6 +118,15 @@ class CausalLMTask(Task):
 
     def perplexity(self, model: nn.Module, batch: Batch) -> Tensor:
         return self._over_tokens(token_losses, model, batch, "mean").exp()
+
+    @torch.no_grad()
+    def sampled(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Batch:
+        """Each response token is drawn given the real ones before it."""
+        learnt = batch["labels"][:, 1:] != IGNORE
+        labels = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE)
+        draw = partial(token_values, formula=lambda logits, _: drawn(logits, generator))
+        tokens = draw(model, self._inputs(model, batch), labels)[:, :-1]
+        return {**batch, "labels": F.pad(tokens.masked_fill(~learnt, IGNORE), (1, 0), value=IGNORE)}
 
     def features(self, model: nn.Module, batch: Batch) -> Tensor:
         """(B, H) the mean over the example's tokens, prompt and response, of what the output head is given."""

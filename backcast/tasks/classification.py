@@ -15,7 +15,7 @@ from backcast.data import Example, open_image
 from backcast.errors import InputError
 from backcast.tasks.encoded import Encoded
 from backcast.tasks.loading import load_pretrained
-from backcast.tasks.logits import error_norms, margins
+from backcast.tasks.logits import drawn, error_norms, margins
 from backcast.tasks.task import Batch, Task, batches, on_device
 
 #: Bytes of preprocessed images that a task keeps.
@@ -61,6 +61,10 @@ class ClassificationTask(Task):
 
     def errors(self, model: nn.Module, batch: Batch) -> Tensor:
         return error_norms(self.logits(model, batch), batch["labels"])
+
+    @torch.no_grad()
+    def sampled(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Batch:
+        return {**batch, "labels": drawn(self.logits(model, batch), generator)}
 
     def features(self, model: nn.Module, batch: Batch) -> Tensor:
         """(B, d) what the model's last Linear is given; where that has positions, its mean over them (not padding)."""

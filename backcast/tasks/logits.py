@@ -28,3 +28,8 @@ def error_norms(logits: Tensor, answers: Tensor) -> Tensor:
     p = logits.softmax(1)
     own = p.gather(1, answers[:, None])
     return (p.scatter(1, answers[:, None], own - 1)).norm(dim=1)
+
+
+def drawn(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """(n,) int64 answers drawn from softmax(logits) (n, V); the generator lies where the logits do."""
+    return torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]

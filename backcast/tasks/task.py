@@ -84,6 +84,11 @@ class Task(ABC):
         """(B,) e^ℓ; of a language model with the mean loss of a token, whatever `loss` reduces to."""
         return self.loss(model, batch).exp()
 
+    def sampled(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Batch:
+        """The batch with its answers drawn from the model's own predictions: whose losses' gradients have the true
+        Fisher matrix as their second moment (Kunstner et al. 2019)."""
+        raise self._lacks("sampled", "no predictions to draw from")
+
     def _lacks(self, method: str, what: str) -> InputError:
         return InputError(
             f"{type(self).__name__} defines {what}; override {method}() in it, or choose another method"

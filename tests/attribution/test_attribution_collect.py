@@ -7,11 +7,11 @@ import logging
 import numpy as np
 import pytest
 import torch
-from attribution_cases import INPUTS, Classify, contents, exact_gradients, examples, mlp, sketch_of
+from attribution_cases import INPUTS, Classify, Margin, contents, exact_gradients, examples, mlp, sketch_of
 from safetensors.torch import save_file
 from torch import nn
 
-from backcast.attribution import Checkpoint, collect
+from backcast.attribution import Checkpoint, attribute, collect
 from backcast.data import Examples
 from backcast.errors import InputError
 from backcast.kernels import SketchSpec
@@ -149,11 +149,46 @@ def test_like_takes_over_the_other_stores_sketch(tmp_path):
     assert collect(mlp(), Classify(), examples(3, seed=1), tmp_path / "w", like=train).spec == train.spec
 
 
+def test_slopes_turn_the_outputs_gradients_into_the_losses(tmp_path):
+    rows = examples(11)
+    model = mlp().double()
+    for row in rows:
+        row.fields["x"] = row.fields["x"].double()
+    losses = collect(model, Margin(), rows, tmp_path / "l", spec=SPEC, shard_rows=4)
+    outputs = collect(model, Margin(), rows, tmp_path / "o", spec=SPEC, shard_rows=4, of="output")
+    assert (losses.header.origin["of"], outputs.header.origin["of"]) == ("loss", "output")
+    slopes = outputs.slopes()
+    assert (slopes.shape, slopes.dtype) == ((11,), np.float32)
+    with torch.no_grad():
+        wrong = 1 - torch.exp(-Margin().loss(model, Margin().collate(rows)))
+    np.testing.assert_allclose(slopes, -wrong.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(slopes[:, None] * outputs.sketches(), losses.sketches(), rtol=1e-4, atol=1e-7)
+    with pytest.raises(InputError, match=r"l: holds gradients of losses; collect those of outputs"):
+        losses.slopes()
+
+
+def test_a_store_of_outputs_does_not_compare_with_one_of_losses(tmp_path):
+    losses = collect(mlp(), Margin(), examples(4), tmp_path / "l", spec=SPEC)
+    outputs = collect(mlp(), Margin(), examples(4), tmp_path / "o", like=losses, of="output")
+    with pytest.raises(InputError, match="collected with another loss"):
+        attribute(losses, outputs, "grad_dot")
+
+
+def test_a_task_without_an_output_is_told_so(tmp_path):
+    with pytest.raises(InputError, match=r"Classify defines no model-output function; override output\(\)"):
+        collect(mlp(), Classify(), examples(4), tmp_path / "s", of="output")
+    assert not (tmp_path / "s").exists()
+
+
 def test_nothing_to_collect_is_refused(tmp_path):
     with pytest.raises(InputError, match="there are no examples"):
         collect(mlp(), Classify(), Examples([]), tmp_path / "s")
-    with pytest.raises(InputError, match="'int8' cannot be stored"):
-        collect(mlp(), Classify(), examples(2), tmp_path / "s", dtype="int8")
+    with pytest.raises(
+        InputError, match="'int4' cannot be stored; choose one of float32, float16, int8, sign"
+    ):
+        collect(mlp(), Classify(), examples(2), tmp_path / "s", dtype="int4")
+    with pytest.raises(InputError, match="gradients of 'logits' do not exist; choose loss or output"):
+        collect(mlp(), Classify(), examples(2), tmp_path / "s", of="logits")
     model = nn.Sequential(nn.Embedding(3, 4), nn.Bilinear(4, 4, 5))
     with pytest.raises(InputError, match="Sequential has no module that can be tracked"):
         collect(model, Classify(), examples(2), tmp_path / "s")

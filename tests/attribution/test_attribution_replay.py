@@ -235,6 +235,49 @@ def test_a_run_with_some_rows_left_out_is_training_without_them(kind, settings, 
     )
 
 
+def test_an_optimizer_that_has_run_before_goes_on(tmp_path):
+    """With dampening, which spares an optimizer's first step alone."""
+    rows, task = examples(10, dtype=torch.float64), Double()
+    settings = {"momentum": 0.9, "dampening": 0.5, "nesterov": False}
+    recording = write(
+        tmp_path / "run",
+        mlp().double(),
+        rows,
+        OptimizerSpec("sgd", groups_of(mlp(), settings)),
+        steps_of(10, 6, [4]),
+    )
+    model = mlp().double()
+    state, optimizer = (
+        recording.start(),
+        torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9, dampening=0.5),
+    )
+    for _ in range(3):
+        optimizer.zero_grad()
+        task.objective(model, task.collate(rows)).backward()
+        optimizer.step()
+    for name, p in model.named_parameters():
+        state[f"weights/{name}"] = p.detach().clone()
+        state[f"optimizer/momentum_buffer/{name}"] = optimizer.state[p]["momentum_buffer"].clone()
+    save_file(state, recording.path / "start.safetensors")
+    trajectory = Trajectory(mlp().double(), task, rows, recording)
+    with trajectory.borrowed():
+        end = trajectory.run()
+    own = dict(model.named_parameters())
+    optimizer.param_groups.clear()
+    for group in recording.optimizer.groups:
+        optimizer.add_param_group(
+            {"params": [own[n] for n in group["names"]], "weight_decay": group["weight_decay"]}
+        )
+    for step in recording.steps:
+        for group, rate in zip(optimizer.param_groups, step.rates, strict=True):
+            group["lr"] = rate
+        optimizer.zero_grad()
+        task.objective(model, task.collate(rows[list(step.batches[0])])).backward()
+        optimizer.step()
+    expected = nn.utils.parameters_to_vector(model.parameters())
+    torch.testing.assert_close(end.theta, expected, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 7, 40, 100])
 @pytest.mark.parametrize("kept", [1, 2, 3, 8, 200])
 def test_going_backwards_keeps_few_states_and_runs_no_step_too_often(steps, kept):

@@ -19,6 +19,7 @@ from cli_cases import Files, write_jsonl
 from backcast import __version__
 from backcast.attribution import Scores, SketchStore, attribute
 from backcast.data import read_examples
+from backcast.multimodal import load_task
 from backcast.report import Report, read_report, write_report
 from backcast.selectors import Manifest, select
 
@@ -30,7 +31,6 @@ def stores(text: Files, tmp_path_factory) -> Path:
     """A folder with the stores ``pool`` and ``target`` of the text data."""
     from backcast.attribution import collect
     from backcast.kernels import SketchSpec
-    from backcast.multimodal import load_task
 
     folder = tmp_path_factory.mktemp("stores")
     pool = read_examples(text.pool)
@@ -76,6 +76,21 @@ def test_scores_are_the_librarys(backcast, stores, tmp_path):
     grouped = attribute(train, target, "grad_dot", groups=["wanted"] * 6)
     assert Scores.load(out).targets == ("wanted",)
     assert np.array_equal(Scores.load(out).values, grouped.values)
+
+
+def test_scores_of_examples_run_the_model(backcast, text, tmp_path):
+    out = tmp_path / "scores.safetensors"
+    words = ("score", text.pool, text.target, "-o", out)
+    found = backcast(*words, "-m", "bm25", "--json").json
+    assert (found["examples"], found["targets"], found["method"]) == (40, 6, "bm25")
+    pool, target = read_examples(text.pool), read_examples(text.target)
+    assert np.array_equal(Scores.load(out).values, attribute(pool, target, "bm25").values)
+
+    assert backcast(*words, "-m", "ekfac", "--model", text.model, "--param", "damping=0.5").code == 0
+    model, task = load_task(str(text.model), pool)
+    expected = attribute(pool, target, "ekfac", model=model, task=task, damping=0.5)
+    assert np.array_equal(Scores.load(out).values, expected.values)
+    assert Scores.load(out).params == {"damping": 0.5}
 
 
 def test_search_finds_the_largest_cosines(backcast, stores):

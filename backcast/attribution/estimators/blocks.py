@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
 from backcast.attribution.store import SketchStore
 
 
-def blocks(train: SketchStore, checkpoint: int, formula: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """(n, g) float32: ``formula`` of each shard's (r, k) sketches, one below the other."""
+class Blocks:
+    """(n, g) float32 scores that are computed a shard of rows at a time, whenever they are gone through.
+
+    numpy takes them for the array that they stand for, and then holds all of it.
+    """
+
+    def __init__(self, blocks: Callable[[], Iterable[np.ndarray]]) -> None:
+        self._blocks = blocks
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """(r, g) each, one below the other."""
+        return iter(self._blocks())
+
+    def __add__(self, other: Blocks) -> Blocks:
+        return Blocks(lambda: (ours + theirs for ours, theirs in zip(self, other, strict=True)))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.concatenate(list(self)).astype(dtype or np.float32, copy=False)
+
+
+def blocks(train: SketchStore, checkpoint: int, formula: Callable[[np.ndarray], np.ndarray]) -> Blocks:
+    """(n, g): ``formula`` of each shard's (r, k) sketches, one below the other."""
     place = range(len(train.checkpoints))[checkpoint]
-    return np.concatenate([formula(sketches) for _, sketches in train.shards(place)])
+    return Blocks(lambda: (formula(sketches) for _, sketches in train.shards(place)))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from backcast.attribution.estimators.blocks import blocks
+from backcast.attribution.estimators.blocks import Blocks, blocks
 from backcast.attribution.problem import Problem
 from backcast.attribution.store import unit_rows
 
 
-def grad_cos(problem: Problem) -> np.ndarray:
+def grad_cos(problem: Problem) -> Blocks:
     """score(x, z) = ⟨∇ℓ(x), ∇ℓ(z)⟩ / ‖∇ℓ(x)‖‖∇ℓ(z)‖: `grad_dot` for which no example is loud.
 
     Source: Charpiat et al. 2019, Input similarity from the neural network perspective; there of the output, not the

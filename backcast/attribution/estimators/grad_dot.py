@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from backcast.attribution.estimators.blocks import blocks
+from backcast.attribution.estimators.blocks import Blocks, blocks
 from backcast.attribution.problem import Problem
 
 
-def grad_dot(problem: Problem) -> np.ndarray:
+def grad_dot(problem: Problem) -> Blocks:
     """score(x, z) = ⟨∇ℓ(x), ∇ℓ(z)⟩: how far a step on x lowers z's loss, to first order.
 
     Source: Pruthi et al. 2020, Estimating training data influence by tracing gradient descent: one step of TracIn.

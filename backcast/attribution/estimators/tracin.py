@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
+from operator import add
 
 import numpy as np
 
-from backcast.attribution.estimators.blocks import blocks
+from backcast.attribution.estimators.blocks import Blocks, blocks
 from backcast.attribution.problem import Problem
 from backcast.attribution.store import unit_rows
 
 
-def tracin(problem: Problem, cosine: bool = False) -> np.ndarray:
+def tracin(problem: Problem, cosine: bool = False) -> Blocks:
     """score(x, z) = Σ_c η_c ⟨∇ℓ_c(x), ∇ℓ_c(z)⟩ over the checkpoints c with learning rates η_c.
 
     Args:
@@ -24,11 +25,11 @@ def tracin(problem: Problem, cosine: bool = False) -> np.ndarray:
     """
     norm = unit_rows if cosine else np.asarray
     train = problem.stores[0]
-    scores = np.zeros((len(train), len(problem.names)), dtype=np.float32)
-    for c, rate in enumerate(train.learning_rates):
-        towards = np.float32(rate) * norm(problem.sketches[c]).T
-        scores += blocks(train, c, partial(_project, norm, towards))
-    return scores
+    steps = [
+        blocks(train, c, partial(_project, norm, np.float32(rate) * norm(problem.sketches[c]).T))
+        for c, rate in enumerate(train.learning_rates)
+    ]
+    return reduce(add, steps)
 
 
 def _project(norm: Callable[[np.ndarray], np.ndarray], towards: np.ndarray, g: np.ndarray) -> np.ndarray:

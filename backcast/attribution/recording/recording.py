@@ -1,24 +1,28 @@
 """A training run on disk: all that is needed to run it again, step for step.
 
 On disk: ``recording.json`` (the header), ``start.safetensors`` (parameters, buffers and optimizer state before the
-first step) and ``steps.jsonl``, a line a step.
+first step) and ``steps.jsonl``, a line a step. Where they were asked for, ``sketches/`` and ``shapley/`` hold what was
+taken of each example while it was trained on (`Series`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors.torch import load_file
 from torch import Tensor
 
+from backcast.attribution.recording.series import Series
 from backcast.data import Rows
 from backcast.errors import InputError
 from backcast.files import read_json
+from backcast.kernels import SketchSpec
 
 SCHEMA = 1
 
@@ -79,6 +83,10 @@ class Recording:
         optimizer: which one.
         origin: the model's and the task's type, and the task's settings.
         end: SHA-256 of the final parameters and buffers (`weights_hash`); None while the run is not finished.
+        spec: of the sketches that were taken while training, if any.
+        layers: what was sketched: modules by name, and their weights' shapes.
+        shapley: of the in-run Shapley values, if any: ``targets`` (the g groups' names), ``fingerprint`` of the target
+            examples, and ``order``.
     """
 
     path: Path
@@ -86,6 +94,9 @@ class Recording:
     optimizer: OptimizerSpec
     origin: Mapping[str, Any] = field(default_factory=dict)
     end: str | None = None
+    spec: SketchSpec | None = None
+    layers: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    shapley: Mapping[str, Any] | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> Recording:
@@ -109,6 +120,9 @@ class Recording:
             ),
             origin=value["origin"],
             end=value["end"],
+            spec=SketchSpec.from_json(value["spec"]) if value.get("spec") else None,
+            layers=value.get("layers", {}),
+            shapley=value.get("shapley"),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -118,6 +132,9 @@ class Recording:
             "optimizer": asdict(self.optimizer),
             "origin": dict(self.origin),
             "end": self.end,
+            "spec": self.spec and self.spec.to_json(),
+            "layers": {name: list(shape) for name, shape in self.layers.items()},
+            "shapley": self.shapley and dict(self.shapley),
         }
 
     @cached_property
@@ -140,3 +157,23 @@ class Recording:
         ``momentum_buffer`` of SGD; one that is not there starts at zero.
         """
         return load_file(self.path / "start.safetensors")
+
+    def sketches(self) -> Iterator[tuple[int, np.ndarray, np.ndarray, tuple[float, ...]]]:
+        """(step, rows (B,), sketches (B, k) of the rows' own gradients, the groups' learning rates), step by step.
+
+        Raises `InputError` where none were taken, or a shard is damaged.
+        """
+        if self.spec is None:
+            raise InputError(f"{self.path}: holds no sketches; record with spec=")
+        for step, rows, sketches in Series(self.path / "sketches"):
+            yield step, rows, sketches, self.steps[step].rates
+
+    def contributions(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """(step, rows (B,), in-run Shapley values (B, order, g)), step by step: first and second order's terms.
+
+        Raises `InputError` where none were taken, or a shard is damaged.
+        """
+        if self.shapley is None:
+            raise InputError(f"{self.path}: holds no in-run Shapley values; record with target=")
+        for step, rows, values in Series(self.path / "shapley"):
+            yield step, rows, values.reshape(len(rows), self.shapley["order"], -1)

@@ -171,7 +171,9 @@ class Trajectory:
     def number(self, t: int) -> int:
         """The optimizer's own number of step t, from 1; it may have run before the recording began."""
         before = self._start.get(f"optimizer/step/{self.names[0]}")
-        return t + 1 + (0 if before is None else int(before))
+        if before is None:  # SGD counts none; that it has run shows in its buffers
+            return t + (2 if f"optimizer/momentum_buffer/{self.names[0]}" in self._start else 1)
+        return t + 1 + int(before)
 
     def _flat(self, kind: str) -> Tensor:
         parts = (

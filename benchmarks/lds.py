@@ -1,0 +1,364 @@
+"""Which scores predict what happens when examples are left out?
+
+The linear datamodeling score (Park et al. 2023, TRAK, definition 2.4): over random subsets, trained from scratch, the
+rank correlation of a target's real loss with the sum of the scores of the rows that are kept; its mean over the
+targets, with a 95 % interval by bootstrap over them. Outcomes and scores are means over the seeds, which have models of
+their own. What was made is kept in ``--work`` and not made again.
+
+Seconds are of CPU time for one model, on one thread: of our methods with the collection of their sketches, of every
+method without training, imports and the loading of weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from common import HERE, Row, write
+from lds_truth import Place, kept, retrain_all
+from peers.client import attribute as peers_scores
+from peers.client import write_job
+from scipy.stats import rankdata
+from torch import nn
+
+from backcast.attribution import attribute, collect
+from backcast.attribution.collect import visiting
+from backcast.errors import InputError
+from backcast.files import write_json
+from backcast.kernels import SketchSpec
+from backcast.progress import progress
+
+#: Rows that a subset leaves out.
+SHARE = 0.1
+#: Numbers in every sketch, ours and the peers'.
+DIM = 4096
+SEEDS = {"digits-logistic": 3, "cifar-cnn": 2, "docstrings-gpt": 2, "docstrings-lora": 2, "digits-clip": 2}
+
+#: Processes of one thread each.
+WORKERS = 2
+
+Way = Callable[[Place, Path], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Sketched:
+    """A method on two stores, collected for it."""
+
+    method: str
+    of: str = "loss"
+    direction: str = "gradient"
+    checkpoints: bool = False
+    spec: SketchSpec = SketchSpec(dim=DIM)  # noqa: RUF009
+
+    def __call__(self, place: Place, folder: Path) -> np.ndarray:
+        setting, model = place.setting, place.model()
+        options: dict[str, Any] = {
+            "of": self.of,
+            "spec": self.spec,
+            "checkpoints": place.checkpoints() if self.checkpoints else None,
+        }
+        train = collect(
+            model, setting.task, setting.train, folder / "train", direction=self.direction, **options
+        )
+        target = collect(model, setting.task, setting.target, folder / "target", **options)
+        return attribute(train, target, self.method).values
+
+
+@dataclass(frozen=True)
+class Modelled:
+    """A method that reads the examples and runs the model."""
+
+    method: str
+    checkpoints: bool = False
+    run: bool = False
+    params: Mapping[str, Any] | None = None
+
+    def __call__(self, place: Place, folder: Path) -> np.ndarray:
+        setting = place.setting
+        return attribute(
+            setting.train,
+            setting.target,
+            self.method,
+            model=place.model(),
+            task=setting.task,
+            checkpoints=place.checkpoints() if self.checkpoints else None,
+            run=place.recording if self.run else None,
+            **(self.params or {}),
+        ).values
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A peer's method, in an environment of its own."""
+
+    way: str
+
+    def __call__(self, place: Place, folder: Path) -> np.ndarray:
+        raise NotImplementedError  # see `_made_by_peer`, which keeps its own time
+
+
+ADAM = ("docstrings-gpt", "docstrings-lora", "digits-clip")
+TEXT = ("docstrings-gpt", "docstrings-lora")
+EVERYWHERE = tuple(SEEDS)
+
+#: what a method sees → package, name → the way, and the settings that it is for.
+WAYS: dict[tuple[str, str], tuple[str, Way, tuple[str, ...]]] = {
+    ("backcast", "replay"): ("run", Modelled("replay", run=True), EVERYWHERE),
+    ("backcast", "source"): ("checkpoints", Modelled("source", checkpoints=True), EVERYWHERE),
+    ("backcast", "tracin"): ("checkpoints", Sketched("tracin", checkpoints=True), EVERYWHERE),
+    ("backcast", "less"): (
+        "checkpoints",
+        Sketched("less", direction="adam", checkpoints=True, spec=SketchSpec("tile", DIM)),
+        ADAM,
+    ),
+    ("backcast", "ekfac"): ("model", Modelled("ekfac"), EVERYWHERE),
+    ("backcast", "ekfac + CG"): ("model", Modelled("ekfac", params={"iterations": 10}), EVERYWHERE),
+    ("backcast", "influence"): ("model", Sketched("influence"), EVERYWHERE),
+    ("backcast", "influence of outputs"): ("model", Sketched("influence", of="output"), EVERYWHERE),
+    ("backcast", "trak"): ("model", Sketched("trak", of="output"), EVERYWHERE),
+    ("backcast", "datainf"): ("model", Sketched("datainf"), EVERYWHERE),
+    ("backcast", "grad_dot"): ("model", Sketched("grad_dot"), EVERYWHERE),
+    ("backcast", "grad_cos"): ("model", Sketched("grad_cos"), EVERYWHERE),
+    ("backcast", "grad_norm"): ("model", Sketched("grad_norm"), EVERYWHERE),
+    ("backcast", "embedding"): ("model", Modelled("embedding"), EVERYWHERE),
+    ("backcast", "loss"): ("model", Modelled("loss"), EVERYWHERE),
+    ("backcast", "el2n"): ("model", Modelled("el2n"), EVERYWHERE),
+    ("backcast", "perplexity"): ("model", Modelled("perplexity"), TEXT),
+    ("backcast", "bm25"): ("data", Modelled("bm25"), (*TEXT, "digits-clip")),
+    ("backcast", "random"): ("data", Modelled("random"), EVERYWHERE),
+    ("traker", "TRAK"): ("model", Peer("traker"), EVERYWHERE),
+    ("dattri", "TRAK"): ("model", Peer("dattri-trak"), EVERYWHERE),
+    ("dattri", "LoGra"): ("model", Peer("dattri-logra"), EVERYWHERE),
+    ("dattri", "FactGraSS"): ("model", Peer("dattri-factgrass"), EVERYWHERE),
+    ("dattri", "EK-FAC"): ("model", Peer("dattri-ekfac"), EVERYWHERE),
+    ("dattri", "DataInf"): ("model", Peer("dattri-datainf"), EVERYWHERE),
+    ("dattri", "TracIn"): ("checkpoints", Peer("dattri-tracin"), EVERYWHERE),
+    ("kronfluence", "EK-FAC"): ("model", Peer("kronfluence"), EVERYWHERE),
+    ("bergson", "TrackStar"): ("model", Peer("bergson-trackstar"), EVERYWHERE),
+    ("bergson", "EK-FAC"): ("model", Peer("bergson-ekfac"), EVERYWHERE),
+    ("bergson", "MAGIC"): ("run", Peer("bergson-magic"), EVERYWHERE),
+}
+
+
+def main() -> None:
+    asked = _arguments()
+    torch.set_num_threads(1)
+    names = [name for name in SEEDS if name in asked.settings]
+    if asked.data is None and "cifar-cnn" in names:
+        names.remove("cifar-cnn")
+        print("cifar-cnn is left out: it needs --data, a folder with CIFAR-10's parquet files")
+    places = {name: _places(asked, name) for name in names}
+    for name in names:  # LoRA starts from a language model's end
+        for place in places[name]:
+            place.model()
+    retrain_all([p for of in places.values() for p in of], asked.subsets, SHARE, WORKERS)
+    _make_all([p for of in places.values() for p in of], asked.only)
+    rows = [row for name in names for row in _setting(places[name], asked)]
+    write("lds-quick" if asked.quick else "lds", rows, asked.json)
+    if not asked.quick:
+        _plot(rows)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--quick", action="store_true", help="small settings, one seed, 20 subsets, digits alone"
+    )
+    parser.add_argument("--json", action="store_true", help="print the results as one JSON object")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="CIFAR-10's parquet files")
+    parser.add_argument("--work", type=Path, metavar="DIR", default=HERE.parent / "runs" / "lds")
+    parser.add_argument("--settings", nargs="+", choices=list(SEEDS), metavar="NAME")
+    parser.add_argument("--only", metavar="PACKAGE", help="methods of this package alone")
+    parser.add_argument("--subsets", type=int, metavar="N", help="to train on; 60, or 20 with --quick")
+    asked = parser.parse_args()
+    asked.settings = asked.settings or (["digits-logistic"] if asked.quick else list(SEEDS))
+    asked.subsets = asked.subsets or (20 if asked.quick else 60)
+    return asked
+
+
+def _places(asked: argparse.Namespace, name: str) -> list[Place]:
+    seeds = 1 if asked.quick else SEEDS[name]
+    return [Place(asked.work, name, seed, asked.quick, asked.data) for seed in range(seeds)]
+
+
+def _setting(places: list[Place], asked: argparse.Namespace) -> list[Row]:
+    """The rows of one setting."""
+    setting = places[0].setting
+    subsets = kept(len(setting.train), asked.subsets, SHARE)
+    outcomes = np.mean([place.outcomes(SHARE)[: len(subsets)] for place in places], axis=0)
+    training = [json.loads((place.path / "training.json").read_text()) for place in places]
+    quality = (
+        f"{training[0]['measure']} {np.mean([t['quality'] for t in training]):.3g} ({training[0]['beside']})"
+    )
+    rows = []
+    for (package, method), (sees, way, where) in WAYS.items():
+        if not _wanted(package, where, setting.name, asked.only):
+            continue
+        made = [_made(way, place, package, method) for place in places]
+        row: Row = {
+            "setting": setting.name,
+            "package": package,
+            "method": method,
+            "sees": sees,
+            "lds": None,
+            "low": None,
+            "high": None,
+            "seconds": None,
+            "trainings": None,
+            "quality": quality,
+            "models": len(places),
+            "by_models": None,
+            "note": made[0].note,
+        }
+        if all(m.scores is not None for m in made):
+            scores = [m.scores for m in made]
+            each = lds(np.mean(scores, axis=0), subsets, outcomes)
+            row |= interval(each)
+            seconds = float(np.median([m.seconds for m in made]))
+            row["seconds"] = seconds
+            row["trainings"] = seconds / float(np.median([t["seconds"] for t in training]))
+            first = range(1, len(places) + 1)
+            row["by_models"] = [
+                float(lds(np.mean(scores[:j], axis=0), subsets, outcomes).mean()) for j in first
+            ]
+        rows.append(row)
+    return rows
+
+
+def _wanted(package: str, where: Sequence[str], name: str, only: str | None) -> bool:
+    return name in where and only in (None, package)
+
+
+def _make_all(places: Sequence[Place], only: str | None) -> None:
+    """Every way's scores at every place, so that `_made` finds them."""
+    jobs = [
+        (way, place, package, method)
+        for (package, method), (_, way, where) in WAYS.items()
+        for place in places
+        if _wanted(package, where, place.name, only)
+    ]
+    with (
+        ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool,
+        progress("scores", len(jobs)) as done,
+    ):
+        for job in as_completed([pool.submit(_made, *job) for job in jobs]):
+            job.result()
+            done(1)
+
+
+def lds(scores: np.ndarray, subsets: np.ndarray, outcomes: np.ndarray) -> np.ndarray:
+    """(m,) rank correlations, over the subsets, of the sums of their rows' scores and the fall of the target's loss."""
+    predicted, real = rankdata(subsets @ scores, axis=0), rankdata(-outcomes, axis=0)
+    predicted, real = predicted - predicted.mean(0), real - real.mean(0)
+    length = np.linalg.norm(predicted, axis=0) * np.linalg.norm(real, axis=0)
+    return np.divide((predicted * real).sum(0), length, out=np.zeros_like(length), where=length > 0)
+
+
+def interval(each: np.ndarray) -> dict[str, float]:
+    """The mean over the targets, and its 95 % interval by bootstrap over them."""
+    drawn = np.random.default_rng(0).integers(len(each), size=(2000, len(each)))
+    low, high = np.quantile(each[drawn].mean(1), [0.025, 0.975])
+    return {"lds": float(each.mean()), "low": float(low), "high": float(high)}
+
+
+@dataclass(frozen=True)
+class Made:
+    """A way's scores at one place, and the seconds; none where it does not run, and the note says why."""
+
+    scores: np.ndarray | None
+    seconds: float | None
+    note: str = ""
+
+
+def _made(way: Way, place: Place, package: str, method: str) -> Made:
+    """From the disk where it has been made before."""
+    torch.set_num_threads(1)
+    folder = place.path / "scores"
+    folder.mkdir(exist_ok=True)
+    file = folder / f"{package}-{method.replace(' ', '-').replace('+', 'and')}.npz"
+    about = file.with_suffix(".json")
+    if not about.is_file():
+        made = _made_by_peer(way.way, place) if isinstance(way, Peer) else _made_here(way, place)
+        if made.scores is not None:
+            np.savez(file, scores=made.scores)
+        write_json(about, {"seconds": made.seconds, "note": made.note})
+    kept_about = json.loads(about.read_text())
+    scores = np.load(file)["scores"] if kept_about["seconds"] is not None else None
+    return Made(scores, kept_about["seconds"], kept_about["note"])
+
+
+def _made_here(way: Way, place: Place) -> Made:
+    place.setting.task.collate(place.setting.train[:2])  # imports and the decoding of data are not timed
+    with TemporaryDirectory() as name:
+        began = time.process_time()
+        try:
+            scores = way(place, Path(name))
+        except InputError as error:
+            return Made(None, None, f"does not run: {error}")
+        return Made(scores, time.process_time() - began)
+
+
+def _made_by_peer(way: str, place: Place) -> Made:
+    with TemporaryDirectory() as name:
+        folder, model = Path(name), place.model()
+        points: list[tuple[nn.Module, float]] = []
+        for checkpoint in place.checkpoints():
+            twin = place.setting.model(place.seed)
+            with visiting(twin, replace(checkpoint)):
+                points.append((_copy(twin, place), checkpoint.learning_rate))
+        write_job(folder, place.setting, [model], DIM, points)
+        scores, seconds, note = peers_scores(way, folder)
+    return Made(scores, seconds, note)
+
+
+def _copy(model: nn.Module, place: Place) -> nn.Module:
+    twin = place.setting.model(place.seed)
+    twin.load_state_dict(model.state_dict())
+    return twin
+
+
+def _plot(rows: list[Row]) -> None:
+    """``results/lds.png``: every method's LDS by setting."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    names = list(dict.fromkeys(row["setting"] for row in rows))
+    figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 7), sharex=True, squeeze=False)
+    colours = {"run": "#c0392b", "checkpoints": "#e67e22", "model": "#2471a3", "data": "#7f8c8d"}
+    for axis, name in zip(axes[0], names, strict=True):
+        shown = sorted(
+            (r for r in rows if r["setting"] == name and r["lds"] is not None), key=lambda r: r["lds"]
+        )
+        for place, row in enumerate(shown):
+            ours = row["package"] == "backcast"
+            axis.barh(place, row["lds"], color=colours[row["sees"]], alpha=1 if ours else 0.45)
+            axis.plot([row["low"], row["high"]], [place, place], color="black", lw=1)
+        labels = [
+            r["method"] if r["package"] == "backcast" else f"{r['package']} {r['method']}" for r in shown
+        ]
+        axis.set_yticks(range(len(shown)), labels, fontsize=7)
+        axis.set_title(f"{name}\n{shown[0]['quality']}", fontsize=9)
+        axis.axvline(0, color="black", lw=0.5)
+    figure.supxlabel(
+        "LDS: rank correlation with retraining (95 % interval over the targets); pale: peers", fontsize=9
+    )
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in colours.values()]
+    figure.legend(handles, [f"sees the {name}" for name in colours], loc="upper center", ncols=4, fontsize=8)
+    figure.tight_layout(rect=(0, 0, 1, 0.96))
+    figure.savefig(HERE.parent / "docs" / "lds.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()
