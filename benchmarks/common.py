@@ -111,8 +111,9 @@ def write(name: str, rows: Sequence[Row], as_json: bool) -> None:
 
 
 def _table(name: str, kind: str, rows: Sequence[Row]) -> Table:
-    """The columns that differ between rows; what all rows share goes under the table. Quartiles and notes do not."""
-    shown = [key for key in rows[0] if not key.endswith(("_low", "_high")) and key != "note"]
+    """The columns that differ between rows; what all rows share goes under it. Quartiles, lists and notes do not."""
+    lists = {key for row in rows for key, value in row.items() if isinstance(value, list)}
+    shown = [key for key in rows[0] if not key.endswith(("_low", "_high")) and key not in {*lists, "note"}]
     differ = [key for key in shown if len({row[key] for row in rows} - {None}) > 1]
     shared = ", ".join(
         f"{key} {rows[-1][key]}" for key in shown if key not in differ and rows[-1][key] is not None

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 from common import HERE, Row, write
-from lds_truth import Place, kept, retrain_all
+from lds_settings import train
+from lds_truth import CHECKPOINTS, Place, kept, retrain_all
 from peers.client import attribute as peers_scores
 from peers.client import write_job
 from scipy.stats import rankdata
@@ -42,7 +43,7 @@ from backcast.progress import progress
 SHARE = 0.1
 #: Numbers in every sketch, ours and the peers'.
 DIM = 4096
-SEEDS = {"digits-logistic": 3, "cifar-cnn": 2, "docstrings-gpt": 2, "docstrings-lora": 2, "digits-clip": 2}
+SEEDS = {"digits-logistic": 3, "cifar-cnn": 2, "docstrings-gpt": 2, "docstrings-lora": 2, "digits-clip": 1}
 
 #: Processes of one thread each.
 WORKERS = 2
@@ -98,6 +99,18 @@ class Modelled:
 
 
 @dataclass(frozen=True)
+class Segments:
+    """SOURCE: each checkpoint stands for the steps before it."""
+
+    def __call__(self, place: Place, folder: Path) -> np.ndarray:
+        drawn = (
+            "empirical" if place.name == "digits-clip" else "true"
+        )  # no answers to draw under a contrastive loss
+        params = {"steps": len(place.recording.steps) // CHECKPOINTS, "fisher": drawn}
+        return Modelled("source", checkpoints=True, params=params)(place, folder)
+
+
+@dataclass(frozen=True)
 class Peer:
     """A peer's method, in an environment of its own."""
 
@@ -110,11 +123,12 @@ class Peer:
 ADAM = ("docstrings-gpt", "docstrings-lora", "digits-clip")
 TEXT = ("docstrings-gpt", "docstrings-lora")
 EVERYWHERE = tuple(SEEDS)
+SAMPLED = tuple(name for name in SEEDS if name != "digits-clip")
 
 #: what a method sees → package, name → the way, and the settings that it is for.
 WAYS: dict[tuple[str, str], tuple[str, Way, tuple[str, ...]]] = {
     ("backcast", "replay"): ("run", Modelled("replay", run=True), EVERYWHERE),
-    ("backcast", "source"): ("checkpoints", Modelled("source", checkpoints=True), EVERYWHERE),
+    ("backcast", "source"): ("checkpoints", Segments(), EVERYWHERE),
     ("backcast", "tracin"): ("checkpoints", Sketched("tracin", checkpoints=True), EVERYWHERE),
     ("backcast", "less"): (
         "checkpoints",
@@ -122,6 +136,7 @@ WAYS: dict[tuple[str, str], tuple[str, Way, tuple[str, ...]]] = {
         ADAM,
     ),
     ("backcast", "ekfac"): ("model", Modelled("ekfac"), EVERYWHERE),
+    ("backcast", "ekfac, true Fisher"): ("model", Modelled("ekfac", params={"fisher": "true"}), SAMPLED),
     ("backcast", "ekfac + CG"): ("model", Modelled("ekfac", params={"iterations": 10}), EVERYWHERE),
     ("backcast", "influence"): ("model", Sketched("influence"), EVERYWHERE),
     ("backcast", "influence of outputs"): ("model", Sketched("influence", of="output"), EVERYWHERE),
@@ -150,6 +165,13 @@ WAYS: dict[tuple[str, str], tuple[str, Way, tuple[str, ...]]] = {
 }
 
 
+#: Of these the LDS is shown against the number of models, up to `MODELS`.
+ENSEMBLED = [
+    ("backcast", name) for name in ("grad_dot", "influence", "influence of outputs", "trak", "ekfac")
+]
+MODELS = 5
+
+
 def main() -> None:
     asked = _arguments()
     torch.set_num_threads(1)
@@ -161,8 +183,11 @@ def main() -> None:
     for name in names:  # LoRA starts from a language model's end
         for place in places[name]:
             place.model()
-    retrain_all([p for of in places.values() for p in of], asked.subsets, SHARE, WORKERS)
-    _make_all([p for of in places.values() for p in of], asked.only)
+    retrained = [place for name in names for place in places[name][: len(_seeds(asked, name))]]
+    retrain_all(retrained, asked.subsets, SHARE, WORKERS)
+    over_jobs(training_seconds, [(place,) for place in retrained], "training once more", WORKERS)
+    _make_all(retrained, list(WAYS), asked.only)
+    _make_all([place for of in places.values() for place in of], ENSEMBLED, asked.only)
     rows = [row for name in names for row in _setting(places[name], asked)]
     write("lds-quick" if asked.quick else "lds", rows, asked.json)
     if not asked.quick:
@@ -186,74 +211,84 @@ def _arguments() -> argparse.Namespace:
     return asked
 
 
+def _seeds(asked: argparse.Namespace, name: str) -> range:
+    """The seeds whose models are retrained."""
+    return range(1 if asked.quick else SEEDS[name])
+
+
 def _places(asked: argparse.Namespace, name: str) -> list[Place]:
-    seeds = 1 if asked.quick else SEEDS[name]
-    return [Place(asked.work, name, seed, asked.quick, asked.data) for seed in range(seeds)]
+    """Those of the seeds, and of further models for ensembles."""
+    models = max(len(_seeds(asked, name)), 1 if asked.quick else MODELS)
+    return [Place(asked.work, name, seed, asked.quick, asked.data) for seed in range(models)]
 
 
 def _setting(places: list[Place], asked: argparse.Namespace) -> list[Row]:
     """The rows of one setting."""
-    setting = places[0].setting
+    setting, seeds = places[0].setting, len(_seeds(asked, places[0].name))
     subsets = kept(len(setting.train), asked.subsets, SHARE)
-    outcomes = np.mean([place.outcomes(SHARE)[: len(subsets)] for place in places], axis=0)
-    training = [json.loads((place.path / "training.json").read_text()) for place in places]
-    quality = (
-        f"{training[0]['measure']} {np.mean([t['quality'] for t in training]):.3g} ({training[0]['beside']})"
-    )
+    outcomes = np.mean([place.outcomes(SHARE)[: len(subsets)] for place in places[:seeds]], axis=0)
+    about = [json.loads((place.path / "training.json").read_text()) for place in places[:seeds]]
+    quality = f"{about[0]['measure']} {np.mean([a['quality'] for a in about]):.3g} ({about[0]['beside']})"
+    training = float(np.median([training_seconds(place) for place in places[:seeds]]))
     rows = []
     for (package, method), (sees, way, where) in WAYS.items():
-        if not _wanted(package, where, setting.name, asked.only):
+        if not wanted(package, where, setting.name, asked.only):
             continue
-        made = [_made(way, place, package, method) for place in places]
-        row: Row = {
-            "setting": setting.name,
-            "package": package,
-            "method": method,
-            "sees": sees,
-            "lds": None,
-            "low": None,
-            "high": None,
-            "seconds": None,
-            "trainings": None,
-            "quality": quality,
-            "models": len(places),
-            "by_models": None,
-            "note": made[0].note,
-        }
-        if all(m.scores is not None for m in made):
-            scores = [m.scores for m in made]
-            each = lds(np.mean(scores, axis=0), subsets, outcomes)
-            row |= interval(each)
-            seconds = float(np.median([m.seconds for m in made]))
-            row["seconds"] = seconds
-            row["trainings"] = seconds / float(np.median([t["seconds"] for t in training]))
-            first = range(1, len(places) + 1)
-            row["by_models"] = [
-                float(lds(np.mean(scores[:j], axis=0), subsets, outcomes).mean()) for j in first
-            ]
-        rows.append(row)
+        models = places if (package, method) in ENSEMBLED else places[:seeds]
+        each = [made(way, place, package, method) for place in models]
+        row: Row = {"setting": setting.name, "package": package, "method": method, "sees": sees}
+        row |= dict.fromkeys(("lds", "low", "high", "seconds", "trainings", "by_models"))
+        if all(one.scores is not None for one in each):
+            scores = [one.scores for one in each]
+            found = [lds(np.mean(scores[: j + 1], axis=0), subsets, outcomes) for j in range(len(scores))]
+            seconds = float(np.median([one.seconds for one in each]))
+            row |= interval(found[seeds - 1]) | {"seconds": seconds, "trainings": seconds / training}
+            row["by_models"] = [float(one.mean()) for one in found]
+        rows.append(
+            {**row, "quality": quality, "models": seeds, "training_s": training, "note": each[0].note}
+        )
     return rows
 
 
-def _wanted(package: str, where: Sequence[str], name: str, only: str | None) -> bool:
+def wanted(package: str, where: Sequence[str], name: str, only: str | None) -> bool:
     return name in where and only in (None, package)
 
 
-def _make_all(places: Sequence[Place], only: str | None) -> None:
-    """Every way's scores at every place, so that `_made` finds them."""
+def _make_all(places: Sequence[Place], names: Sequence[tuple[str, str]], only: str | None) -> None:
+    """The scores at every place, so that `made` finds them."""
     jobs = [
-        (way, place, package, method)
-        for (package, method), (_, way, where) in WAYS.items()
+        (WAYS[name][1], place, *name)
+        for name in names
         for place in places
-        if _wanted(package, where, place.name, only)
+        if wanted(name[0], WAYS[name][2], place.name, only)
     ]
+    over_jobs(made, jobs, "scores", WORKERS)
+
+
+def training_seconds(place: Place) -> float:
+    """CPU seconds of one training on all rows, measured when the scores are."""
+    file = place.path / "training-seconds.json"
+    if not file.is_file():
+        torch.set_num_threads(1)
+        began = time.process_time()
+        train(place.setting, place.seed)
+        write_json(file, time.process_time() - began)
+    return json.loads(file.read_text())
+
+
+def over_jobs(
+    function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], description: str, workers: int
+) -> list[Any]:
+    """function(*job) of every job, in processes of one thread each."""
     with (
-        ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool,
-        progress("scores", len(jobs)) as done,
+        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
+        progress(description, len(jobs)) as done,
     ):
-        for job in as_completed([pool.submit(_made, *job) for job in jobs]):
-            job.result()
+        futures = [pool.submit(function, *job) for job in jobs]
+        for future in as_completed(futures):
+            future.result()
             done(1)
+    return [future.result() for future in futures]
 
 
 def lds(scores: np.ndarray, subsets: np.ndarray, outcomes: np.ndarray) -> np.ndarray:
@@ -280,7 +315,7 @@ class Made:
     note: str = ""
 
 
-def _made(way: Way, place: Place, package: str, method: str) -> Made:
+def made(way: Way, place: Place, package: str, method: str) -> Made:
     """From the disk where it has been made before."""
     torch.set_num_threads(1)
     folder = place.path / "scores"

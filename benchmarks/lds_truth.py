@@ -68,7 +68,7 @@ class Place:
         if not (self.path / "model.safetensors").is_file():
             _train(self)
         model = self.setting.model(self.seed)
-        model.load_state_dict(_whole(load_file(self.path / "model.safetensors"), model))
+        model.load_state_dict({**model.state_dict(), **load_file(self.path / "model.safetensors")})
         return model
 
     def checkpoints(self) -> list[Checkpoint]:
@@ -154,12 +154,8 @@ def _train(place: Place) -> None:
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
-    named = (*model.named_parameters(), *model.named_buffers())
-    return {name: value.detach().clone().contiguous() for name, value in named}
-
-
-def _whole(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    return {**model.state_dict(), **{n: v for n, v in weights.items() if n in model.state_dict()}}
+    named, kept_ones = (*model.named_parameters(), *model.named_buffers()), model.state_dict().keys()
+    return {name: value.detach().clone().contiguous() for name, value in named if name in kept_ones}
 
 
 def retrain(place: Place, count: int, share: float) -> None:

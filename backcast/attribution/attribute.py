@@ -55,9 +55,11 @@ def attribute(
         Scores (n, m), or (n, groups) in the order in which the names first appear.
 
     Raises:
-        InputError: stores that do not compare, an unknown method or parameter, something that the method needs and
-            was not given, or groups that do not fit.
+        InputError: no examples, stores that do not compare, an unknown method or parameter, something that the method
+            needs and was not given, groups that do not fit, or a score that is no number.
     """
+    if len(train) == 0 or len(target) == 0:
+        raise InputError(f"nothing to score: there are no {'targets' if len(train) else 'training examples'}")
     if isinstance(train, SketchStore) and isinstance(target, SketchStore):
         _check_comparable(train, target, method)
     if groups is not None and len(groups) != len(target):
@@ -67,16 +69,24 @@ def attribute(
     values = estimator(problem, **params)
     blocks = values if isinstance(values, Blocks) else [values]
     if out is None:
-        values = np.concatenate(list(_shown(blocks, len(train)))).astype(np.float32, copy=False)
+        values = np.concatenate(list(_checked(blocks, problem))).astype(np.float32, copy=False)
         return Scores(values, problem.rows, problem.names, method, params, problem.origin)
-    write_scores(out, _shown(blocks, len(train)), problem.rows, problem.names, method, params, problem.origin)
+    write_scores(out, _checked(blocks, problem), problem.rows, problem.names, method, params, problem.origin)
     return Scores.load(out)
 
 
-def _shown(blocks: Iterable[np.ndarray], rows: int) -> Iterator[np.ndarray]:
-    with progress("scores", rows) as done:
+def _checked(blocks: Iterable[np.ndarray], problem: Problem) -> Iterator[np.ndarray]:
+    """The blocks as they come; raises `InputError` for one with a score that is no number."""
+    first = 0
+    with progress("scores", len(problem.rows)) as done:
         for block in blocks:
+            if (odd := np.isnan(block).any(axis=1)).any():
+                raise InputError(
+                    f"method {problem.method!r} gives example {problem.rows.ids[first + int(odd.argmax())]} no number; "
+                    "look for a loss that overflows"
+                )
             yield block
+            first += len(block)
             done(len(block))
 
 
@@ -90,7 +100,7 @@ def _check_comparable(train: SketchStore, target: SketchStore, method: str) -> N
         raise InputError(
             f"{target.path}: tracks other layers than {train.path}; collect both with the same task and model"
         )
-    ours, theirs = (store.header.origin.get("direction", "gradient") for store in (train, target))
+    ours, theirs = (store.header.origin["direction"] for store in (train, target))
     if ours != theirs and method != "less":
         raise InputError(
             f"{train.path} is of direction {ours!r}, {target.path} of {theirs!r}; only method 'less' compares the two"

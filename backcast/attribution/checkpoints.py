@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from backcast.errors import InputError
-from backcast.files import read_json, sha256
+from backcast.files import read_json
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -115,16 +115,3 @@ def _adapter_names(model: nn.Module) -> dict[str, str]:
         return {}
     infix = re.compile(rf"(\.modules_to_save)?\.{re.escape(adapters[0])}(?=\.|$)")
     return {infix.sub("", name): name for name in model.state_dict() if infix.search(name)}
-
-
-def weights_hash(model: nn.Module) -> str:
-    """SHA-256 over the model's parameters and persistent buffers, by name."""
-    digests = (f"{name} {bytes_hash(value)}" for name, value in sorted(model.state_dict().items()))
-    return sha256("\n".join(digests))
-
-
-def bytes_hash(value: Any) -> str:
-    """SHA-256 of a tensor's bytes, or of how else a value is written."""
-    if not isinstance(value, Tensor):
-        return sha256(repr(value))
-    return sha256(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backcast.attribution.checkpoints import Checkpoint, load_weights, weights_hash
+from backcast.attribution.checkpoints import Checkpoint, load_weights
 from backcast.attribution.distributed import Ranks, gathered, ranks
 from backcast.attribution.gradients.adam import (
     AdamCapture,
@@ -27,12 +27,14 @@ from backcast.attribution.gradients.parts import Part
 from backcast.attribution.quantise import DTYPES
 from backcast.attribution.store import Header, SketchStore
 from backcast.attribution.writer import ShardWriter
-from backcast.data import Examples
+from backcast.data import Example, Examples
 from backcast.errors import InputError
 from backcast.files import whole_folder
 from backcast.kernels import SketchSpec, default_kind
 from backcast.progress import progress
 from backcast.tasks import Task, on_device, packed
+from backcast.tasks.hashes import weights_hash
+from backcast.tasks.still import still
 
 log = logging.getLogger("backcast")
 
@@ -195,7 +197,7 @@ class _Collection:
         of = self.store.header.origin["of"]
         sketches, values = sketch(capture, self.task, examples, self.batch_size, self.autocast, of)
         if not self.checked:
-            largest = max(_packs(capture, self.task, examples, self.batch_size), key=len)
+            largest = max(batches_of(self.model, self.task, examples, self.batch_size), key=len)
             if len(largest) > 1:
                 self._check_independence(capture, examples[largest[-1:]], sketches[largest])
                 self.checked = True
@@ -224,15 +226,16 @@ def sketch(
 
     The arguments are those of `collect`.
     """
-    packs = _packs(capture, task, examples, batch_size)
+    packs = batches_of(capture.model, task, examples, batch_size)
     parts = [_sketch_batch(capture, task, examples[pack], autocast, of) for pack in packs]
     sketches, values = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     order = torch.tensor([row for pack in packs for row in pack], device=sketches.device).argsort()
     return sketches[order], values[order]
 
 
-def _packs(capture: GradientCapture, task: Task, examples: Examples, batch_size: int) -> list[list[int]]:
-    on_cpu = next(capture.model.parameters()).device.type == "cpu"
+def batches_of(model: nn.Module, task: Task, examples: Sequence[Example], batch_size: int) -> list[list[int]]:
+    """The places of each batch's examples, in batches of like length; the arguments are those of `collect`."""
+    on_cpu = next(model.parameters()).device.type == "cpu"
     most = POSITIONS * torch.get_num_threads() if on_cpu else None
     return packed([task.length(example) for example in examples], batch_size, most)
 
@@ -376,16 +379,11 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
     Blocks of transformers whose gradient checkpointing is on keep it: they ask for their own training mode.
     """
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    for module in training:
-        if getattr(module, "gradient_checkpointing", False) and not _drops(module):
-            module.training = True  # not its children's
-    try:
+    with still(model):
+        for module in model.modules():
+            if getattr(module, "gradient_checkpointing", False) and not _drops(module):
+                module.training = True  # not its children's
         yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
 
 
 def _drops(module: nn.Module) -> bool:

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from backcast.attribution.checkpoints import Checkpoint, weights_hash
+from backcast.attribution.checkpoints import Checkpoint
 from backcast.attribution.recording import Recording
 from backcast.attribution.store import SketchStore
 from backcast.data import Examples, Rows
 from backcast.errors import InputError
 from backcast.tasks import Task
+from backcast.tasks.hashes import weights_hash
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +64,10 @@ class Problem:
         member = np.array([[group == name for group in self.groups] for name in self.names], dtype=np.float32)
         return member / member.sum(axis=1, keepdims=True)
 
+    def means(self, values: np.ndarray) -> np.ndarray:
+        """(g, ...): the groups' means of the targets' values (m, ...)."""
+        return values if self.groups is None else self.member @ values
+
     @property
     def origin(self) -> dict[str, Any]:
         """What the scores are made from, for the manifests that rest on them."""
@@ -79,11 +84,12 @@ class Problem:
             }
         if self.model is None or self.task is None:
             return {"target": target}
+        model, task = self.trained
         return {
-            "model": type(self.model).__name__,
-            "task": type(self.task).__name__,
-            "settings": dict(self.task.settings()),
-            "sha256": weights_hash(self.model),
+            "model": type(model).__name__,
+            "task": type(task).__name__,
+            "settings": dict(task.settings()),
+            "sha256": weights_hash(model),
             "target": target,
         }
 
@@ -100,7 +106,7 @@ class Problem:
     def sketches(self) -> list[np.ndarray]:
         """For each checkpoint the groups' mean sketches (g, k), float32."""
         target = self.stores[1]
-        return [self.member @ target.sketches(c) for c in range(len(target.checkpoints))]
+        return [self.means(target.sketches(c)) for c in range(len(target.checkpoints))]
 
     @property
     def examples(self) -> tuple[Examples, Examples]:
@@ -113,10 +119,10 @@ class Problem:
 
     @property
     def trained(self) -> tuple[nn.Module, Task]:
-        """The model and its task."""
+        """The model, as it was written where torch.compile wraps it, and its task."""
         if self.model is None or self.task is None:
             raise InputError(f"method {self.method!r} runs the model: give model= and task=")
-        return self.model, self.task
+        return getattr(self.model, "_orig_mod", self.model), self.task
 
     @property
     def recording(self) -> Recording:

@@ -297,7 +297,7 @@ def _partial(path: Path) -> list[Path]:
 def unit_rows(x: np.ndarray) -> np.ndarray:
     """Rows of ``x`` at length one; a row of zeros stays."""
     norms = np.linalg.norm(x, axis=1, keepdims=True)
-    return np.divide(x, norms, out=np.zeros_like(x), where=norms > 0)
+    return np.divide(x, norms, out=np.zeros_like(x), where=norms != 0)  # not a number stays one
 
 
 def _read_header(path: Path) -> Header:

@@ -61,11 +61,13 @@ def run(
     from backcast.multimodal import load_task
 
     pool, wanted = _read(train, column), _read(target, column)
+    ran = Recording.open(recording) if recording else None
     network, task = None, None
     if model is not None:
         if isinstance(pool, SketchStore):
             raise InputError(f"{train}: a store; --model goes with the training examples themselves")
-        network, task = load_task(model, pool)
+        settings = ran.origin["settings"] if ran and ran.origin["task"] == "CausalLMTask" else None
+        network, task = load_task(model, pool, settings)
     groups = None
     if by_source:
         groups = (wanted.rows if isinstance(wanted, SketchStore) else wanted.index).sources
@@ -77,13 +79,17 @@ def run(
         model=network,
         task=task,
         checkpoints=checkpoints(checkpoint),
-        run=Recording.open(recording) if recording else None,
+        run=ran,
         groups=groups,
         out=out,
         **params,
     )
     n, m = scores.values.shape
     show({"scores": str(out), "examples": n, "targets": m, "method": method}, json)
+
+
+#: What would be a string in JSON, and as such true.
+_PYTHON = {"True": "true", "False": "false", "None": "null"}
 
 
 def _read(place: str, column: str | None) -> SketchStore | Examples:
@@ -97,7 +103,7 @@ def _read(place: str, column: str | None) -> SketchStore | Examples:
 
 
 def _params(values: Sequence[str]) -> dict[str, Any]:
-    """``damping=0.1`` options by name; a value that is no JSON is a string."""
+    """``damping=0.1`` options by name; a value that is neither JSON nor Python's True, False, None is a string."""
     pairs = [value.partition("=") for value in values]
     if odd := [value for value, pair in zip(values, pairs, strict=True) if not (pair[0] and pair[1])]:
         raise InputError(f"--param {odd[0]!r}: write NAME=VALUE, e.g. damping=0.1")
@@ -106,6 +112,6 @@ def _params(values: Sequence[str]) -> dict[str, Any]:
 
 def _value(text: str) -> Any:
     try:
-        return codec.loads(text)
+        return codec.loads(_PYTHON.get(text, text))
     except ValueError:
         return text

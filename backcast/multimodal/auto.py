@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -20,7 +23,9 @@ from backcast.tasks import (
 )
 
 
-def load_task(model: str, pool: Examples) -> tuple[nn.Module, Task]:
+def load_task(
+    model: str, pool: Examples, settings: Mapping[str, Any] | None = None
+) -> tuple[nn.Module, Task]:
     """Load ``model`` as the kind that ``pool``'s fields ask for; on a GPU where there is one.
 
     Captioned images ask for CLIP, labelled ones for an image classifier; text for a causal LM, unless it is labelled
@@ -30,15 +35,16 @@ def load_task(model: str, pool: Examples) -> tuple[nn.Module, Task]:
         model: a folder or an id, as `load_clip`, `load_image_classifier`, `load_sequence_classifier` or
             `load_causal_lm` takes it.
         pool: the training examples; a CLIP task draws its bank of negatives from them.
+        settings: of a causal LM's task, as `Task.settings` told them, e.g. of a recorded run.
 
     Raises:
         InputError: a model that cannot be loaded, or fields that no task reads.
     """
-    network, task = _load(model, pool)
+    network, task = _load(model, pool, settings or {})
     return network.to("cuda" if torch.cuda.is_available() else "cpu"), task
 
 
-def _load(model: str, pool: Examples) -> tuple[nn.Module, Task]:
+def _load(model: str, pool: Examples, settings: Mapping[str, Any]) -> tuple[nn.Module, Task]:
     kind = _kind(pool)
     if kind == "captioned images":
         network, preprocess, tokenizer = load_clip(model)
@@ -60,7 +66,7 @@ def _load(model: str, pool: Examples) -> tuple[nn.Module, Task]:
         network, tokenizer = load_sequence_classifier(model)
         return network, SequenceClassificationTask(tokenizer, class_labels(network, pool[0]))
     network, tokenizer = load_causal_lm(model)
-    return network, CausalLMTask(tokenizer)
+    return network, CausalLMTask(tokenizer, **settings)
 
 
 def check_same_kind(pool: Examples, other: Examples) -> None:

@@ -14,13 +14,13 @@ from captum.attr import IntegratedGradients
 from torch import Tensor, nn
 
 from backcast.attribution import Checkpoint, SketchStore
-from backcast.attribution.checkpoints import weights_hash
 from backcast.attribution.collect import evaluation_mode, tracked_weights, visiting
 from backcast.attribution.gradients.opened import opened
 from backcast.data import Examples
 from backcast.errors import InputError
 from backcast.progress import progress
 from backcast.tasks import Batch, on_device
+from backcast.tasks.hashes import weights_hash
 
 #: Half the distance, in weight space, between the two losses of the central difference.
 EPSILON = 1e-3

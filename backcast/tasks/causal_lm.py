@@ -21,6 +21,9 @@ from backcast.tasks.logits import drawn, error_norms, margins
 from backcast.tasks.still import still
 from backcast.tasks.task import Batch, Task
 
+#: Models that were seen to keep packed examples apart.
+_separating: WeakSet[nn.Module] = WeakSet()
+
 
 class CausalLMTask(Task):
     """Next-token cross-entropy over an example's response.
@@ -51,9 +54,6 @@ class CausalLMTask(Task):
         self.max_length = max_length
         self.packed = packed
         self._encode = Encoded(self._tokens_of)
-        self._separating: WeakSet[nn.Module] = (
-            WeakSet()
-        )  # models that were seen to keep packed examples apart
 
     def settings(self) -> dict[str, Any]:
         return {"reduction": self.reduction, "max_length": self.max_length}
@@ -151,7 +151,7 @@ class CausalLMTask(Task):
 
         transformers makes the mask of packed rows of positions that start again, where there is no other mask.
         """
-        if "owner" in batch and model not in self._separating:
+        if "owner" in batch and model not in _separating:
             self._check_separate(model, batch)
         names = ("input_ids", "position_ids" if "owner" in batch else "attention_mask")
         return {name: batch[name] for name in names} | {"use_cache": False}
@@ -175,7 +175,7 @@ class CausalLMTask(Task):
                 f"{type(model).__name__} lets an example see those before it in a packed row; "
                 "use CausalLMTask(packed=False)"
             )
-        self._separating.add(model)
+        _separating.add(model)
 
     def _tokens_of(self, example: Example) -> tuple[list[int], list[int]]:
         fields = example.fields

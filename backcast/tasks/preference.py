@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from backcast.data import Example
 from backcast.errors import InputError
-from backcast.files import sha256
 from backcast.tasks.causal_lm import CausalLMTask
+from backcast.tasks.hashes import weights_hash
 from backcast.tasks.still import still
 from backcast.tasks.task import Batch, Task, batches, on_device
 
@@ -59,7 +59,7 @@ class PreferenceTask(Task):
         self._known: dict[str, list[float]] = {}  # the reference's losses of each example's two answers
 
     def settings(self) -> dict[str, Any]:
-        reference = "adapters off" if self.reference is None else _fingerprint(self.reference)
+        reference = "adapters off" if self.reference is None else weights_hash(self.reference)
         return {"beta": self.beta, "max_length": self._answers.max_length, "reference": reference}
 
     def modules(self, model: nn.Module) -> dict[str, nn.Module]:
@@ -161,9 +161,3 @@ def _conversation(prompt: str | Messages, answer: str | Messages) -> Messages:
 
 def _turns(said: str | Messages, role: str) -> Messages:
     return [{"role": role, "content": said}] if isinstance(said, str) else said
-
-
-def _fingerprint(model: nn.Module) -> str:
-    """SHA-256 over the model's parameters and buffers."""
-    values = (value.detach().cpu().contiguous().flatten() for _, value in sorted(model.state_dict().items()))
-    return sha256("\n".join(sha256(value.view(torch.uint8).numpy().tobytes()) for value in values))

@@ -36,6 +36,8 @@ Rows = dict[str, Tensor]
 
 #: Examples whose gradients a peer is given at once, where it asks.
 BATCH = 100
+#: Seconds of CPU time that a way which goes target by target may take for all of them.
+LIMIT = 600.0
 
 
 # ------------------------------------------------------------------ what the benchmark asks
@@ -47,6 +49,10 @@ class Family:
     def losses(self, call: Callable[..., Any], rows: Rows) -> Tensor:
         """(B,) of examples."""
         raise NotImplementedError
+
+    def training(self, call: Callable[..., Any], rows: Rows) -> Tensor:
+        """(B,) what training minimises the batch's mean of."""
+        return self.losses(call, rows)
 
     def margins(self, call: Callable[..., Any], rows: Rows) -> Tensor:
         """(B,) log p/(1 − p) of the right answer; TRAK's model output."""
@@ -122,6 +128,16 @@ class Pairs(Family):
             for logits in self._logits(call, rows)
         ) / torch.tensor(2.0)
 
+    def training(self, call: Callable[..., Any], rows: Rows) -> Tensor:
+        """Shares of the batch's contrastive loss: all pairs of one caption are positives, and share its loss."""
+        u, v, scale = call(rows["images"], rows["tokens"])[:3]
+        which = rows["caption"].unique(return_inverse=True)[1]
+        positive = F.one_hot(which)
+        logits = scale * u @ v[positive.argmax(0)].T
+        to_images = logits.logsumexp(0) - logits.masked_fill(positive == 0, -torch.inf).logsumexp(0)
+        shares = len(u) / (positive.shape[1] * positive.sum(0))
+        return (F.cross_entropy(logits, which, reduction="none") + (shares * to_images)[which]) / 2
+
     def margins(self, call: Callable[..., Any], rows: Rows) -> Tensor:
         own = torch.zeros_like(rows["caption"])
         return sum(margins(logits, own) for logits in self._logits(call, rows)) / torch.tensor(2.0)
@@ -142,6 +158,25 @@ class Pairs(Family):
         same = rows["caption"][:, None] == self.caption
         for one, others in ((u, self.texts), (v, self.images)):
             yield scale * torch.cat([own, (one @ others.T).masked_fill(same, -1e4)], 1)
+
+
+class Attention(nn.Module):
+    """Self-attention of an `nn.MultiheadAttention` with its projections as layers that hooks see."""
+
+    def __init__(self, fused: nn.MultiheadAttention) -> None:
+        super().__init__()
+        width, self.heads = fused.embed_dim, fused.num_heads
+        self.in_proj, self.out_proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(
+        self, query: Tensor, *others: Tensor, attn_mask: Tensor | None, **options: Any
+    ) -> tuple[Tensor]:
+        """(B, T, E), which keys and values are too."""
+        B, T, width = query.shape
+        q, k, v = self.in_proj(query).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        weights = q @ k.mT / math.sqrt(width / self.heads)
+        weights = (weights if attn_mask is None else weights + attn_mask).softmax(-1)
+        return (self.out_proj((weights @ v).transpose(1, 2).reshape(B, T, width)),)
 
 
 def margins(logits: Tensor, right: Tensor) -> Tensor:
@@ -166,6 +201,8 @@ class Job:
         k: length of a sketch.
         weights: file names of the trained models' weights, an ensemble or a single one.
         checkpoints: file names and learning rates of points on the first model's run.
+        run: that run: its ``start``, a file name of weights, the positions of each step's ``batches``, their learning
+            ``rates``, the ``optimizer`` (``sgd`` or ``adamw``) and its ``options``; none where it is not told.
     """
 
     folder: Path
@@ -176,6 +213,7 @@ class Job:
     k: int
     weights: list[str]
     checkpoints: list[tuple[str, float]]
+    run: dict[str, Any] | None = None
     note: str = field(default="", init=False)
     started: float = field(default=0.0, init=False)
 
@@ -200,11 +238,20 @@ class Job:
     def state(self, name: str) -> Rows:
         return load_file(self.folder / name)
 
+    def built(self, weights: str) -> nn.Module:
+        """With these weights; those may learn that did in training."""
+        model = build(self.kind, self.config).eval()
+        for name, module in list(model.named_modules()):
+            if isinstance(module, nn.MultiheadAttention):
+                model.set_submodule(name, Attention(module))
+        if unexpected := model.load_state_dict(self.state(weights), strict=False).unexpected_keys:
+            raise KeyError(f"the model has no {', '.join(unexpected)}")
+        return model
+
     @cached_property
     def model(self) -> nn.Module:
         """With the first weights; the tracked weights alone may learn."""
-        model = build(self.kind, self.config).eval()
-        model.load_state_dict(self.state(self.weights[0]), strict=False)
+        model = self.built(self.weights[0])
         wanted = {f"{layer}.weight" for layer in self.layers}
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in wanted)
@@ -533,6 +580,100 @@ def bergson_ekfac(job: Job) -> Tensor:
     return bergson_scores(job)
 
 
+def bergson_magic(job: Job) -> Tensor:
+    """The exact derivative of a run's end by its examples' weights, a way back through its steps for each target.
+
+    Its trainer, given the recorded run's start, batches, learning rates and optimizer.
+    """
+    from bergson.magic import BackwardState, Trainer
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torchopt.pytree import tree_iter
+
+    if job.run is None:
+        raise ValueError("the job does not tell of the run")
+    stream, folder = Stream(job.train, job.run["batches"]), str(job.folder / "magic")
+    model = Weighted(job.built(job.run["start"]), job.asks)
+    trainer, state = Trainer.initialize(model, torchopt_optimizer(job.run))
+    scores = []
+    job.start()
+    with sdpa_kernel(SDPBackend.MATH):  # of the others the derivative has none
+        state = trainer.train(state, stream, inplace=True, save_dir=folder)
+        end, m = state.to("cpu").detach_(), len(next(iter(job.target.values())))
+        for target in range(m):
+            began = time.process_time()
+            state.detach_()
+            state.copy_(end)
+            with state.activate(model) as weights:
+                rows = {name: value[target : target + 1] for name, value in job.target.items()}
+                loss = job.asks.losses(model.call, rows).sum()
+                by_weights = dict(
+                    zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True)
+                )
+            state.detach_()
+            slots = [torch.zeros_like(s) for s in tree_iter(state.opt_state) if s.is_floating_point()]
+            back = BackwardState(by_weights, slots, torch.zeros_like(stream.weights))
+            back = trainer.backward(folder, stream, back, state, cleanup=False, inplace=True)
+            scores.append(-back.weight_grads.detach())
+            seconds = time.process_time() - began
+            if seconds * m > LIMIT and not target:
+                raise TimeoutError(
+                    f"{seconds:.0f} s a target: {seconds * m / 60:.0f} minutes for {m}, more than {LIMIT / 60:.0f}"
+                )
+    return torch.stack(scores, 1)
+
+
+class Stream:
+    """A run's batches, as bergson's `DataStream` gives its own."""
+
+    device = torch.device("cpu")
+    requires_grad = True
+
+    def __init__(self, rows: Rows, batches: list[list[int]]) -> None:
+        self._rows, self._batches = rows, batches
+        self.weights = nn.Parameter(torch.ones(len(next(iter(rows.values())))))
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, step: int) -> Rows:
+        """``shift_loss_mask`` is what the trainer counts a batch by."""
+        chosen = torch.tensor(self._batches[step])
+        rows = {name: value[chosen] for name, value in self._rows.items()}
+        return {
+            **rows,
+            "example_weight": self.weights[chosen],
+            "shift_loss_mask": torch.ones(len(chosen)),
+        }
+
+
+class Weighted(nn.Module):
+    """A model as bergson's trainer steps it: its own parameters are those that learn, each once."""
+
+    def __init__(self, model: nn.Module, asks: Family) -> None:
+        super().__init__()
+        learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.weights = nn.ParameterList(learning.values())
+        self._call = partial(functional_call, model)
+        self._names, self._asks = list(learning), asks
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(dict(zip(self._names, self.weights, strict=True)), args, kwargs)
+
+    def forward(self, example_weight: Tensor, shift_loss_mask: Tensor, **rows: Tensor) -> Tensor:
+        return (example_weight * self._asks.training(self.call, rows)).mean()
+
+
+def torchopt_optimizer(run: Mapping[str, Any]) -> Any:
+    """The run's, with bergson's default under Adam's root, whose derivative is infinite at zero."""
+    import torchopt
+    from bergson.config.config import TrainingConfig
+
+    rate, options = lambda step: run["rates"][int(step)], run["options"]
+    if run["optimizer"] == "sgd":
+        return torchopt.sgd(rate, **options)
+    return torchopt.adamw(rate, **options, eps_root=TrainingConfig.eps_root)
+
+
 def bergson_inputs(job: Job) -> tuple[dict[str, Any], Any]:
     """Options of its index and its query: the model and the examples' tokens in folders, as it reads them."""
     from bergson.config.config import DataConfig, QuerySetConfig
@@ -579,6 +720,7 @@ WAYS: dict[str, tuple[str, str, Callable[[Job], Tensor]]] = {
     "kronfluence": ("kronfluence", "EK-FAC", kronfluence),
     "bergson-trackstar": ("bergson", "TrackStar", bergson_trackstar),
     "bergson-ekfac": ("bergson", "EK-FAC", bergson_ekfac),
+    "bergson-magic": ("bergson", "MAGIC", bergson_magic),
 }
 
 

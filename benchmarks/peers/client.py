@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from backcast.attribution.gradients.opened import opened
 from backcast.multimodal import ClipTask
 from backcast.tasks import CausalLMTask, Task
 
@@ -95,6 +96,7 @@ def write_job(
     models: Sequence[nn.Module],
     k: int,
     checkpoints: Sequence[tuple[nn.Module, float]] = (),
+    start: tuple[nn.Module, int] | None = None,
 ) -> None:
     """Write what `attributors.py` reads: the models by their weights, and the examples as tensors.
 
@@ -104,9 +106,11 @@ def write_job(
         models: trained on all of the setting's examples; an ensemble where there are several.
         k: the length of the peers' sketches.
         checkpoints: points on the first model's run and the learning rates there; its end alone where there are none.
+        start: the model as that run found it, and the seed of its batches; for ways that go through the run.
     """
-    tracked = setting.task.modules(models[0])
-    layers = [name for name, layer in tracked.items() if layer.get_parameter("weight").requires_grad]
+    with opened(models[0]):
+        tracked = setting.task.modules(models[0])
+        layers = [name for name, layer in tracked.items() if layer.get_parameter("weight").requires_grad]
     weights = [_save_weights(folder / f"model-{i}.safetensors", model) for i, model in enumerate(models)]
     points = [
         (_save_weights(folder / f"checkpoint-{i}.safetensors", model), rate)
@@ -124,6 +128,7 @@ def write_job(
         "k": k,
         "weights": weights,
         "checkpoints": points or [(weights[0], 1.0)],
+        "run": None if start is None else _run(folder, setting, *start),
     }
     (folder / "job.json").write_text(json.dumps(job))
 
@@ -152,9 +157,21 @@ def attribute(way: str, folder: Path) -> Attribution:
     )
 
 
+def _run(folder: Path, setting: Setting, model: nn.Module, seed: int) -> dict[str, Any]:
+    how, n = setting.training, len(setting.train)
+    return {
+        "start": _save_weights(folder / "start.safetensors", model),
+        "batches": how.batches(n, seed),
+        "rates": how.rates(n),
+        "optimizer": how.optimizer,
+        "options": dict(how.options),
+    }
+
+
 def _save_weights(file: Path, model: nn.Module) -> str:
     """A shared tensor once."""
-    save_file({name: value.detach().contiguous() for name, value in model.named_parameters()}, file)
+    with opened(model):
+        save_file({name: value.detach().contiguous() for name, value in model.named_parameters()}, file)
     return file.name
 
 

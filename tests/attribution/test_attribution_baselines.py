@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -254,6 +255,15 @@ def test_methods_that_run_the_model_say_so(method, tmp_path):
     store = store_of(tmp_path / "s", [np.ones((3, 4), np.float32)])
     with pytest.raises(InputError, match="reads the examples themselves"):
         attribute(store, store, method, model=mlp(), task=Classify())
+
+
+@pytest.mark.parametrize("method", ["loss", "perplexity", "embedding", "ekfac"])
+def test_a_model_of_no_numbers_is_told(method, language_model):
+    broken, rows = copy.deepcopy(language_model), sentences(3)
+    with torch.no_grad():
+        next(broken.parameters()).fill_(torch.nan)
+    with pytest.raises(InputError, match="look for a loss that overflows"):
+        attribute(rows, rows, method, model=broken, task=Words())
 
 
 def test_a_task_without_errors_or_features_says_so():

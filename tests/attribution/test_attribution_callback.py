@@ -17,12 +17,12 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from backcast import RecorderCallback
 from backcast.attribution import Recording, collect
-from backcast.attribution.checkpoints import weights_hash
 from backcast.attribution.replay import Trajectory
 from backcast.data import Example, Examples
 from backcast.errors import InputError
 from backcast.kernels import SketchSpec
 from backcast.tasks import Batch, CausalLMTask, Task
+from backcast.tasks.hashes import weights_hash
 
 WORDS = 13
 

@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from backcast.attribution import Checkpoint
-from backcast.attribution.checkpoints import WEIGHT_FILES, load_weights, weights_hash
+from backcast.attribution.checkpoints import WEIGHT_FILES, load_weights
 from backcast.errors import InputError
+from backcast.tasks.hashes import weights_hash
 
 
 class Trap:

@@ -202,7 +202,8 @@ def test_curvature_from_fewer_rows_is_theirs():
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"damping": 0.0}, "damping 0.0 must be above zero"),
+        ({"damping": 0.0}, "damping 0.0 gives no curvature"),
+        ({"damping": float("nan")}, "damping nan gives no curvature"),
         ({"iterations": -1}, "iterations -1 must be zero or more"),
         ({"rows": 0}, "rows 0 must be at least 1"),
         ({"fisher": "exact"}, "fisher 'exact' does not exist; choose empirical or true"),

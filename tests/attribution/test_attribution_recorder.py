@@ -15,12 +15,12 @@ from attribution_cases import INPUTS, Classify, contents, exact_gradients, examp
 from torch import Tensor, nn
 
 import backcast
-from backcast.attribution import Recorder, Recording
-from backcast.attribution.checkpoints import weights_hash
+from backcast.attribution import Recorder, Recording, attribute
 from backcast.attribution.recording import series
 from backcast.attribution.replay import Trajectory
 from backcast.errors import InputError
 from backcast.kernels import SketchSpec
+from backcast.tasks.hashes import weights_hash
 
 ROWS = examples(12)
 TASK = Classify()
@@ -99,6 +99,21 @@ def test_a_recorded_loop_run_again_ends_at_the_same_weights(
     with trajectory.borrowed():
         ended = trajectory.run().theta.detach()
     torch.testing.assert_close(ended, flat(model, tmp_path), rtol=0, atol=2e-6)
+
+
+def test_a_compiled_models_run_is_recorded_and_replayed_as_the_models_own(tmp_path: Path) -> None:
+    wanted, scores = examples(3, seed=1), []
+    for name in ("plain", "compiled"):
+        model = mlp()
+        called = torch.compile(model, backend="eager") if name == "compiled" else model
+        optimizer = OPTIMIZERS["momentum"](called)
+        with Recorder(called, optimizer, ROWS, tmp_path / name, task=TASK) as recorder:
+            train(called, optimizer, recorder, 4)
+        run = Recording.open(tmp_path / name)
+        scores.append(attribute(ROWS, wanted, "replay", model=called, task=TASK, run=run))
+    np.testing.assert_allclose(scores[1].values, scores[0].values, rtol=1e-5, atol=1e-7)
+    assert scores[0].origin == scores[1].origin
+    assert contents(tmp_path / "plain") == contents(tmp_path / "compiled")
 
 
 def test_a_loop_that_goes_on_writes_the_folder_of_an_unbroken_one(
@@ -266,6 +281,8 @@ def test_bad_input_is_refused_in_one_line(tmp_path: Path) -> None:
         recorder(torch.optim.Adam(model.parameters(), amsgrad=True))
     with pytest.raises(InputError, match="none of this Sequential's"):
         recorder(torch.optim.SGD(mlp().parameters()))
+    with pytest.raises(InputError, match="of order 3 do not exist; choose 1 or 2"):
+        recorder(torch.optim.SGD(model.parameters()), target=ROWS, order=3)
     with pytest.raises(InputError, match="2 group names for 12 targets"):
         recorder(torch.optim.SGD(model.parameters()), target=ROWS, groups=["a", "b"])
     fused = nn.Sequential(nn.TransformerEncoderLayer(8, 2))
@@ -273,8 +290,9 @@ def test_bad_input_is_refused_in_one_line(tmp_path: Path) -> None:
         recorder(torch.optim.SGD(fused.parameters()), fused, spec=spec)
     compiled = torch.nn.Sequential(nn.Linear(3, 3))
     compiled.compile()
-    with pytest.raises(InputError, match="compiled model"):
-        recorder(torch.optim.SGD(compiled.parameters()), compiled, spec=spec)
+    for one in (compiled, torch.compile(nn.Sequential(nn.Linear(3, 3)))):
+        with pytest.raises(InputError, match="compiled model"):
+            recorder(torch.optim.SGD(one.parameters()), one, spec=spec)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(InputError, match="steps on no batch"), recorder(optimizer):
         optimizer.step()

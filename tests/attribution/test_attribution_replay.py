@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from backcast.attribution.replay.schedule import backwards
 from backcast.data import Example, Examples
 from backcast.errors import InputError
 from backcast.tasks import Batch, Task
+from backcast.tasks.hashes import weights_hash
 from backcast.tasks.head import token_losses
 
 ADAM = {"betas": (0.9, 0.99), "eps": 1e-3}
@@ -207,6 +208,7 @@ def test_a_groups_score_is_its_mean_and_the_model_is_left_as_it_was(tmp_path):
     model[0].weight.requires_grad_(False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     options = {"model": model, "task": task, "run": recording}
+    random = torch.get_rng_state()
     single = attribute(rows, wanted, "replay", **options).values
     grouped = attribute(rows, wanted, "replay", groups=["a", "b", "a"], **options)
     assert grouped.targets == ("a", "b")
@@ -215,6 +217,7 @@ def test_a_groups_score_is_its_mean_and_the_model_is_left_as_it_was(tmp_path):
     )
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not model.training
+    assert torch.equal(torch.get_rng_state(), random)
     assert [p.requires_grad for p in model.parameters()] == [False, True, True, True]
 
 
@@ -322,12 +325,21 @@ def test_another_model_task_or_data_is_refused(tmp_path):
     recording = write(tmp_path / "run", mlp(), rows, spec, steps_of(10, 6, [4]))
     model = trained_by_torch(mlp(), Classify(), rows, recording)
     options = {"task": Classify(), "run": recording}
-    with pytest.raises(InputError, match=r"ends \d+\.\d% away from the model given"):
+    with pytest.raises(InputError, match=r"run again it ends \d+% of its way from where it ended"):
         attribute(rows, wanted, "replay", model=mlp(seed=1), **options)
+    ended = replace(recording, end=weights_hash(model))
+    attribute(rows, wanted, "replay", model=model, task=Classify(), run=ended)
+    with pytest.raises(InputError, match="the model given is not the one that the run ended with"):
+        attribute(rows, wanted, "replay", model=mlp(seed=1), task=Classify(), run=ended)
+    other = replace(recording, origin={"task": "Classify", "settings": {"reduction": "sum"}})
+    with pytest.raises(InputError, match=r"trained by Classify {'reduction': 'sum'}, not by Classify {}"):
+        attribute(rows, wanted, "replay", model=model, task=Classify(), run=other)
     with pytest.raises(InputError, match="recorded on 10 other examples than the 9 given"):
         attribute(rows[:9], wanted, "replay", model=model, **options)
-    with pytest.raises(InputError, match=r"0\.weight has another shape"):
+    with pytest.raises(InputError, match=r"ran with another 0\.weight than this Sequential's"):
         attribute(rows, wanted, "replay", model=mlp(hidden=8), **options)
+    with pytest.raises(InputError, match=r"ran with another 3\.weight"):
+        attribute(rows, wanted, "replay", model=nn.Sequential(*mlp(), nn.Linear(5, 5)), **options)
     with pytest.raises(InputError, match="'replay' goes back through a training run: give run="):
         attribute(rows, wanted, "replay", model=model, task=Classify())
     odd = write(tmp_path / "odd", mlp(), rows, OptimizerSpec("lion", spec.groups), steps_of(10, 1, [4]))

@@ -86,6 +86,22 @@ def test_a_groups_gradient_is_the_mean_of_its_rows(method, params, definition, p
     np.testing.assert_allclose(scores.values, definition(wide(pair[0]), means), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("groups", [None, ["b", "a", "b", "b"]])
+@pytest.mark.parametrize(("method", "params"), [*[m[:2] for m in METHODS], ("grad_norm", {})])
+def test_a_store_of_outputs_scores_as_one_of_its_losses(method, params, groups, tmp_path):
+    rng = np.random.default_rng(3)
+    outputs, losses = [], []
+    for name, n in (("train", 11), ("target", 4)):
+        rows = [rng.normal(size=(n, 16)).astype(np.float32) for _ in RATES]
+        slopes = [-rng.random(n, dtype=np.float32) for _ in RATES]
+        options = {"rates": RATES, "name": name, "shard_rows": 5}
+        outputs.append(store_of(tmp_path / f"{name}-o", rows, slopes=slopes, **options))
+        gradients = [s[:, None] * phi for s, phi in zip(slopes, rows, strict=True)]
+        losses.append(store_of(tmp_path / f"{name}-l", gradients, **options))
+    of_outputs, of_losses = (attribute(*pair, method, groups=groups, **params) for pair in (outputs, losses))
+    np.testing.assert_array_equal(of_outputs.values, of_losses.values)
+
+
 def gradients_at(weights: list[nn.Module], rows: Examples, layers: dict[str, str]) -> list[np.ndarray]:
     """(n, N) whole float64 gradients at each of the models."""
     flat = []
@@ -176,6 +192,10 @@ def test_unknown_methods_parameters_and_groups_are_refused(pair):
         attribute(*pair, "tracin", damping=1)
     with pytest.raises(InputError, match=r"'grad_dot' has no parameter 'cosine'; it takes none$"):
         attribute(*pair, "grad_dot", cosine=True)
+    with pytest.raises(InputError, match="nothing to score: there are no targets"):
+        attribute(examples(2), examples(2)[:0], "bm25")
+    with pytest.raises(InputError, match="nothing to score: there are no training examples"):
+        attribute(examples(2)[:0], examples(2), "bm25")
     with pytest.raises(InputError, match="3 group names for 4 targets"):
         attribute(*pair, groups=["a", "b", "c"])
 

@@ -301,6 +301,21 @@ def test_what_would_not_be_exact_is_refused(tmp_path: Path) -> None:
             optimizer.step()
 
 
+def test_values_of_other_groups_of_the_same_names_are_refused(tmp_path: Path) -> None:
+    task, train, target = Classify(), examples(4), examples(3, seed=1)
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    groups = ["a", "b", "a"]
+    with Recorder(model, optimizer, train, tmp_path, task=task, target=target, groups=groups) as recorder:
+        recorder.batch(range(4))
+        task.objective(model, task.collate(train)).backward()
+        optimizer.step()
+    run = Recording.open(tmp_path)
+    assert attribute(train, target, "shapley", run=run, groups=groups).targets == ("a", "b")
+    with pytest.raises(InputError, match="other targets"):
+        attribute(train, target, "shapley", run=run, groups=["a", "b", "b"])
+
+
 def test_values_for_others_are_refused(tmp_path: Path) -> None:
     task, train, target = Classify(), examples(4), examples(2, seed=1)
     model = mlp()
@@ -311,6 +326,8 @@ def test_values_for_others_are_refused(tmp_path: Path) -> None:
         optimizer.step()
     run = Recording.open(tmp_path)
     assert attribute(train, target, "shapley", run=run).values.shape == (4, 2)
+    with pytest.raises(InputError, match="of order 0 do not exist; choose 1 or 2"):
+        attribute(train, target, "shapley", run=run, order=0)
     with pytest.raises(InputError, match="of order 2"):
         attribute(train, target, "shapley", run=run, order=2)
     with pytest.raises(InputError, match="other targets"):

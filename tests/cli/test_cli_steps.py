@@ -72,6 +72,10 @@ def test_scores_are_the_librarys(backcast, stores, tmp_path):
     assert backcast("score", stores / "pool", stores / "target", "-o", out, "--no-cosine").code == 0
     assert np.array_equal(Scores.load(out).values, attribute(train, target, "tracin").values)
 
+    words = ("score", stores / "pool", stores / "target", "-o", out)
+    assert backcast(*words, "--param", "cosine=False").code == 0  # as Python writes it
+    assert Scores.load(out).params == {"cosine": False}
+
     backcast("score", stores / "pool", stores / "target", "-o", out, "-m", "grad_dot", "--by-source")
     grouped = attribute(train, target, "grad_dot", groups=["wanted"] * 6)
     assert Scores.load(out).targets == ("wanted",)

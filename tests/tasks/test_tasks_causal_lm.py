@@ -15,13 +15,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from backcast.attribution import Checkpoint, collect
-from backcast.attribution.checkpoints import weights_hash
 from backcast.data import Example, Examples
 from backcast.errors import InputError
 from backcast.finetune.train import FinetuneConfig, finetune
 from backcast.kernels import SketchSpec
 from backcast.tasks import Batch, CausalLMTask, load_causal_lm
 from backcast.tasks.causal_lm import IGNORE
+from backcast.tasks.hashes import weights_hash
 
 CHAT = (
     "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import random
 from types import SimpleNamespace
 from typing import Any
@@ -103,6 +104,15 @@ def test_a_packed_fine_tune_goes_where_a_padded_one_goes():
         ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     moved = ends[0] - torch.cat([p.detach().flatten() for p in start.parameters()])
     assert (ends[1] - ends[0]).norm() <= 1e-3 * moved.norm()
+
+
+def test_a_task_travels_to_another_process_once_it_has_run():
+    model, (_, packed) = llama(), tasks()
+    batch = packed.collate(ROWS)
+    losses = packed.loss(model, batch)
+    copied = pickle.loads(pickle.dumps(packed))
+    assert torch.equal(copied.collate(ROWS)["input_ids"], batch["input_ids"])
+    assert torch.equal(copied.loss(model, batch), losses)
 
 
 class Running(nn.Module):

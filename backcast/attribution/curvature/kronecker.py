@@ -111,7 +111,12 @@ class Covariances(MatrixOperators["LayerCovariances"]):
             layer.mask = None if mask is None or mask.all() else mask.bool()
 
     def bases(self) -> dict[str, Basis]:
-        """Their eigenvectors, taken in float64."""
+        """Their eigenvectors, taken in float64; raises `InputError` where they are not finite."""
+        for name, layer in self.layers.items():
+            if not (layer.S.isfinite().all() and layer.A.isfinite().all()):
+                raise InputError(
+                    f"layer {name}: its inputs or gradients are not finite; look for a loss that overflows"
+                )
         return {name: Basis(_vectors(layer.S), _vectors(layer.A)) for name, layer in self.layers.items()}
 
 

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from backcast.attribution.collect import POSITIONS, evaluation_mode, tracked, uncompiled
+from backcast.attribution.collect import batches_of, evaluation_mode, tracked, uncompiled
 from backcast.attribution.gradients import GradientCapture, opened, tracked_parts
 from backcast.attribution.gradients.parts import LinearPart, Part
 from backcast.data import Examples
@@ -20,7 +20,7 @@ from backcast.errors import InputError
 from backcast.kernels import LayerSketch
 from backcast.kernels.precision import wide_dtype
 from backcast.progress import progress
-from backcast.tasks import Batch, Task, on_device, packed
+from backcast.tasks import Batch, Task, on_device
 
 log = logging.getLogger("backcast")
 
@@ -124,9 +124,7 @@ class Passes:
 
     def batches(self, examples: Examples) -> list[list[int]]:
         """The places of the examples of each batch."""
-        lengths = [self.task.length(example) for example in examples]
-        on_cpu = next(self.model.parameters()).device.type == "cpu"
-        return packed(lengths, self.batch_size, POSITIONS * torch.get_num_threads() if on_cpu else None)
+        return batches_of(self.model, self.task, examples, self.batch_size)
 
     def batch(self, examples: Examples) -> Batch:
         """One batch, on the model's device."""

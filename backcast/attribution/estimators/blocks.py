@@ -31,6 +31,13 @@ class Blocks:
 
 
 def blocks(train: SketchStore, checkpoint: int, formula: Callable[[np.ndarray], np.ndarray]) -> Blocks:
-    """(n, g): ``formula`` of each shard's (r, k) sketches, one below the other."""
+    """(n, g): ``formula`` of each shard's (r, k) sketches of loss gradients, one below the other."""
     place = range(len(train.checkpoints))[checkpoint]
-    return Blocks(lambda: (formula(sketches) for _, sketches in train.shards(place)))
+    return Blocks(lambda: (formula(gradients) for gradients in _loss_gradients(train, place)))
+
+
+def _loss_gradients(train: SketchStore, place: int) -> Iterator[np.ndarray]:
+    """(r, k) of each shard; in a store of outputs f, ∇ℓ = ∂ℓ/∂f ∇f."""
+    slopes = train.slopes(place)[:, None] if train.header.origin["of"] == "output" else None
+    for rows, sketches in train.shards(place):
+        yield sketches if slopes is None else slopes[rows] * sketches

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from backcast.attribution.curvature import InnerProducts, at_rest, chunks, fit, mean_gradients, refine
+from backcast.attribution.estimators.solve import check_damping
 from backcast.attribution.problem import Problem
 from backcast.data import Examples
 from backcast.errors import InputError
@@ -43,8 +44,8 @@ def ekfac(
     al. 2023, Studying large language model generalization with influence functions, section 2.2; for the refinement,
     Martens 2010, Deep learning via Hessian-free optimization.
     """
-    if damping is not None and damping <= 0:
-        raise InputError(f"damping {damping} must be above zero")
+    if damping is not None:
+        check_damping(damping)
     if iterations < 0:
         raise InputError(f"iterations {iterations} must be zero or more")
     model, task = problem.trained

@@ -18,4 +18,4 @@ def embedding(problem: Problem) -> np.ndarray:
     """
     _, task = problem.trained
     train, target = (over_examples(problem, examples, task.features) for examples in problem.examples)
-    return unit_rows(train) @ unit_rows(problem.member @ target).T
+    return unit_rows(train) @ unit_rows(problem.means(target)).T

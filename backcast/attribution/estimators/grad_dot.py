@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from backcast.attribution.estimators.blocks import Blocks, blocks
+from backcast.attribution.estimators.solve import wanted
 from backcast.attribution.problem import Problem
 
 
@@ -11,5 +12,5 @@ def grad_dot(problem: Problem) -> Blocks:
 
     Source: Pruthi et al. 2020, Estimating training data influence by tracing gradient descent: one step of TracIn.
     """
-    towards = problem.sketches[-1].T
+    towards = wanted(problem, -1).T
     return blocks(problem.stores[0], -1, lambda g: g @ towards)

@@ -22,7 +22,7 @@ def less(problem: Problem) -> Blocks:
         InputError: stores of other directions.
     """
     for store, side, wanted in zip(problem.stores, ("train", "target"), ("adam", "gradient"), strict=True):
-        if store.header.origin.get("direction", "gradient") != wanted:
+        if store.header.origin["direction"] != wanted:
             raise InputError(
                 f"{store.path}: method 'less' needs collect(..., direction=\"{wanted}\") of the {side}"
             )

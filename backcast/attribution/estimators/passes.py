@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backcast.attribution.collect import POSITIONS, evaluation_mode, uncompiled
+from backcast.attribution.collect import batches_of, evaluation_mode, uncompiled
 from backcast.attribution.problem import Problem
 from backcast.data import Examples
 from backcast.progress import progress
-from backcast.tasks import Batch, batches, on_device, packed
+from backcast.tasks import Batch, batches, on_device
 
 #: Examples among which batches of like length are made, and the most of the longest in a batch.
 BLOCK, BATCH = 1024, 64
@@ -27,13 +27,11 @@ def over_examples(
     The model is in evaluation mode; batches are of like length.
     """
     model, task = problem.trained
-    on_cpu = next(model.parameters()).device.type == "cpu"
-    most = POSITIONS * torch.get_num_threads() if on_cpu else None
     values: list[np.ndarray] = []
     with evaluation_mode(model), uncompiled(model), progress(problem.method, len(examples)) as done:
         task.prepare(model)
         for block in batches(examples, BLOCK):
-            packs = packed([task.length(example) for example in block], BATCH, most)
+            packs = batches_of(model, task, block, BATCH)
             parts = []
             for pack in packs:
                 batch = on_device(task.collate([block[row] for row in pack]), model)

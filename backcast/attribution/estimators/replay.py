@@ -6,16 +6,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backcast.attribution.collect import evaluation_mode
+from backcast.attribution.collect import evaluation_mode, uncompiled
 from backcast.attribution.problem import Problem
 from backcast.attribution.replay import Trajectory, example_derivatives
 from backcast.attribution.replay.adjoint import MEMORY
 from backcast.attribution.replay.trajectory import State, flat
 from backcast.errors import InputError
 from backcast.tasks import on_device
+from backcast.tasks.hashes import weights_hash
 
-#: How far, of its length, a replayed run may end from the model that is said to be its result.
-FAR = 0.01
+#: How far, of the way that the run went, its replay may end from the recorded run's end.
+FAR = 0.05
 #: Targets whose losses are in one backward.
 TARGETS = 64
 
@@ -24,7 +25,7 @@ def replay(problem: Problem, memory: int = MEMORY) -> np.ndarray:
     """score(x, z) = −∂ℓ(z; θ_T(w))/∂w_x at w = 1: how fast the target's loss falls as x weighs more.
 
     θ_T(w) is the end of the recorded run when the loss of each example x is multiplied by w_x: the optimizer's own
-    steps on its own batches, nothing approximated; of leaving x out, −1 times the score is the first-order effect.
+    steps on its own batches, nothing approximated; leaving x out raises ℓ(z) by the score, to first order.
 
     Args:
         memory: bytes of the run's states to keep; with fewer, steps are run more often.
@@ -33,15 +34,21 @@ def replay(problem: Problem, memory: int = MEMORY) -> np.ndarray:
     """
     model, task = problem.trained
     train, target = problem.examples
-    trajectory = Trajectory(model, task, train, problem.recording)
+    recording = problem.recording
+    trajectory = Trajectory(model, task, train, recording)
+    if recording.end not in (None, weights_hash(model)):
+        raise InputError(
+            f"{recording.path}: the model given is not the one that the run ended with; give that"
+        )
     reached = flat(tuple(p.detach() for p in trajectory.parameters))
 
     def ends(state: State) -> Tensor:
-        distance = float((state.theta - reached).norm() / reached.norm())
-        if distance > FAR:
+        way = reached - trajectory.start().theta
+        distance = float((state.theta - reached).norm() / way.norm())
+        if not distance <= FAR:
             raise InputError(
-                f"{problem.recording.path}: run again it ends {distance:.1%} away from the model given; "
-                "give the model as the recorded run left it, and the same task"
+                f"{recording.path}: run again it ends {distance:.0%} of its way from where it ended; "
+                "replay it on the machine and with the number of threads that recorded it"
             )
         trajectory.load(state)
         with evaluation_mode(model):
@@ -59,5 +66,5 @@ def replay(problem: Problem, memory: int = MEMORY) -> np.ndarray:
             ]
         return torch.stack([flat(g) for g in gradients])
 
-    with trajectory.borrowed():
+    with uncompiled(model), trajectory.borrowed():
         return -example_derivatives(trajectory, ends, memory).numpy()

@@ -22,6 +22,8 @@ def shapley(problem: Problem, order: Literal[1, 2] = 1) -> np.ndarray:
 
     Source: Wang et al. 2024, Data Shapley in one training run, arXiv 2406.11011, sections 4.1 and 4.2.
     """
+    if order not in (1, 2):
+        raise InputError(f"in-run Shapley values of order {order} do not exist; choose 1 or 2")
     recording = problem.recording
     train, target = problem.examples
     taken = recording.shapley
@@ -33,7 +35,8 @@ def shapley(problem: Problem, order: Literal[1, 2] = 1) -> np.ndarray:
         raise InputError(
             f"{recording.path}: recorded on other examples; give those it was trained on, in order"
         )
-    if taken["fingerprint"] != target.index.fingerprint or tuple(taken["targets"]) != problem.names:
+    groups = None if problem.groups is None else list(problem.groups)
+    if taken["fingerprint"] != target.index.fingerprint or taken.get("groups") != groups:
         raise InputError(f"{recording.path}: its values are for other targets; give those that were recorded")
     scores = np.zeros((len(train), len(problem.names)))
     for _, rows, values in recording.contributions():

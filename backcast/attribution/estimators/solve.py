@@ -13,19 +13,16 @@ from backcast.errors import InputError
 
 
 def slopes(store: SketchStore, checkpoint: int) -> np.ndarray:
-    """(n,) float32 ∂ℓ/∂f of each example; in a store of losses −1, as f = −ℓ there.
-
-    The rows are then gradients of −f, a sign that cancels wherever two rows are multiplied.
-    """
+    """(n,) float32: what the rows are to be multiplied by to be loss gradients; 1 in a store of losses."""
     if store.header.origin["of"] == "output":
         return store.slopes(checkpoint)
-    return np.full(len(store), -1, dtype=np.float32)
+    return np.ones(len(store), dtype=np.float32)
 
 
 def wanted(problem: Problem, checkpoint: int) -> np.ndarray:
-    """(g, k) float32: the groups' mean loss gradients, with the sign of `slopes`."""
+    """(g, k) float32: the groups' mean loss gradients."""
     target = problem.stores[1]
-    return problem.member @ (slopes(target, checkpoint)[:, None] * target.sketches(checkpoint))
+    return problem.means(slopes(target, checkpoint)[:, None] * target.sketches(checkpoint))
 
 
 def damped_solve(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -75,7 +75,6 @@ def source(
     """
     model, task = problem.trained
     train, target = problem.examples
-    model = getattr(model, "_orig_mod", model)
     stretches = _segments(problem, steps, segments)
 
     @contextmanager
@@ -121,7 +120,7 @@ def _segments(problem: Problem, steps: int | Sequence[int] | None, segments: int
         raise InputError(f"{len(points)} checkpoints do not make {count} equal segments; give a divisor")
     if steps is None:
         raise InputError("give steps=, the number of the optimizer's steps that each segment stands for")
-    lengths = [steps] * count if isinstance(steps, int) else list(steps)
+    lengths = list(steps) if isinstance(steps, Iterable) else [steps] * count
     if len(lengths) != count or min(lengths) < 1:
         raise InputError(
             f"steps {steps} do not fit {count} segments; give one number above zero, or one for each"

@@ -9,6 +9,7 @@ from operator import add
 import numpy as np
 
 from backcast.attribution.estimators.blocks import Blocks, blocks
+from backcast.attribution.estimators.solve import wanted
 from backcast.attribution.problem import Problem
 from backcast.attribution.store import unit_rows
 
@@ -26,7 +27,7 @@ def tracin(problem: Problem, cosine: bool = False) -> Blocks:
     norm = unit_rows if cosine else np.asarray
     train = problem.stores[0]
     steps = [
-        blocks(train, c, partial(_project, norm, np.float32(rate) * norm(problem.sketches[c]).T))
+        blocks(train, c, partial(_project, norm, np.float32(rate) * norm(wanted(problem, c)).T))
         for c, rate in enumerate(train.learning_rates)
     ]
     return reduce(add, steps)

@@ -31,6 +31,7 @@ def trak(problem: Problem, damping: float = 1.0) -> Blocks:
     train = problem.stores[0]
     models = range(len(train.checkpoints))
     ones = np.ones(len(train))
-    pulls = -np.mean([slopes(train, c) for c in models], axis=0)
+    sign = -1 if train.header.origin["of"] == "output" else 1  # the rows of losses are gradients of −f
+    pulls = sign * np.mean([slopes(train, c) for c in models], axis=0)
     terms = (damped_solve(train, c, ones, problem.sketches[c], damping) / len(models) for c in models)
     return reduce(add, [along(train, c, pulls, towards) for c, towards in enumerate(terms)])

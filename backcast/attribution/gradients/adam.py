@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from backcast.attribution.checkpoints import bytes_hash
 from backcast.attribution.gradients.capture import GradientCapture
 from backcast.attribution.gradients.operators import SketchOperators
 from backcast.attribution.gradients.parts import Conv1DPart, EmbeddingPart, LinearPart, Part
@@ -26,6 +25,7 @@ from backcast.kernels.kron import KronSketch
 from backcast.kernels.layer import MAX_GRADIENTS, FlatSketch, gradients
 from backcast.kernels.precision import no_autocast
 from backcast.kernels.tile import AdamDirection, TileSketch, tile_adam_sketch
+from backcast.tasks.hashes import bytes_hash
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from backcast.attribution.checkpoints import weights_hash
 from backcast.attribution.recording.optimizers import optimizer_slots, optimizer_spec
 from backcast.attribution.recording.recording import Recording, Step
 from backcast.attribution.recording.shapley import InRunShapley
@@ -24,6 +23,7 @@ from backcast.errors import InputError
 from backcast.files import sha256, write_atomic, write_json
 from backcast.kernels import SketchSpec
 from backcast.tasks import Task
+from backcast.tasks.hashes import weights_hash
 
 
 class Recorder:
@@ -76,22 +76,24 @@ class Recorder:
         order: Literal[1, 2] = 1,
         step: int = 0,
     ) -> None:
-        self.model, self.optimizer, self.step = model, optimizer, step
+        # What torch.compile wraps: names must not depend on that.
+        self.model: nn.Module = getattr(model, "_orig_mod", model)
+        self.optimizer, self.step = optimizer, step
         self.recording = Recording(
             path=Path(out),
             rows=examples.index,
-            optimizer=optimizer_spec(model, optimizer, max_grad_norm),
+            optimizer=optimizer_spec(self.model, optimizer, max_grad_norm),
             origin={
-                "model": type(model).__name__,
+                "model": type(self.model).__name__,
                 "task": type(task).__name__,
                 "settings": dict(task.settings()),
             },
         )
         self._watches: list[Watch] = []
         if spec is not None:
-            self._watch_sketches(task, spec)
+            self._watch_sketches(model, task, spec)
         if target is not None:
-            self._watch_shapley(task, target, groups, order)
+            self._watch_shapley(model, task, target, groups, order)
         self._batches: list[tuple[int, ...]] = []
         self._scales: list[float] = []
         self._awaited = False  # whether a backward is to come
@@ -181,14 +183,21 @@ class Recorder:
         self._batches, self._scales = [], []
         self.step += 1
 
-    def _watch_sketches(self, task: Task, spec: SketchSpec) -> None:
-        watch = Sketching(self.model, task, spec, self.recording.path / "sketches")
+    def _watch_sketches(self, model: nn.Module, task: Task, spec: SketchSpec) -> None:
+        watch = Sketching(model, task, spec, self.recording.path / "sketches")
         self._watches.append(watch)
         self.recording = replace(self.recording, spec=spec, layers=watch.layers)
 
     def _watch_shapley(
-        self, task: Task, target: Examples, groups: Sequence[str] | None, order: Literal[1, 2]
+        self,
+        model: nn.Module,
+        task: Task,
+        target: Examples,
+        groups: Sequence[str] | None,
+        order: Literal[1, 2],
     ) -> None:
+        if order not in (1, 2):
+            raise InputError(f"in-run Shapley values of order {order} do not exist; choose 1 or 2")
         if groups is not None and len(groups) != len(target):
             raise InputError(f"{len(groups)} group names for {len(target)} targets; give one for each")
         names = target.index.ids if groups is None else tuple(dict.fromkeys(groups))
@@ -196,7 +205,7 @@ class Recorder:
         if groups is not None:
             members = [[i for i, group in enumerate(groups) if group == name] for name in names]
         watch = InRunShapley(
-            self.model,
+            model,
             self.optimizer,
             task,
             [target[member] for member in members],
@@ -205,7 +214,9 @@ class Recorder:
             series=self.recording.path / "shapley",
         )
         self._watches.append(watch)
-        header = {"targets": names, "fingerprint": target.index.fingerprint, "order": order}
+        header: dict[str, Any] = {"targets": names, "fingerprint": target.index.fingerprint, "order": order}
+        if groups is not None:
+            header["groups"] = list(groups)
         self.recording = replace(self.recording, shapley=header)
 
     def _begin(self) -> None:

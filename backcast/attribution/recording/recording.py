@@ -86,7 +86,7 @@ class Recording:
         spec: of the sketches that were taken while training, if any.
         layers: what was sketched: modules by name, and their weights' shapes.
         shapley: of the in-run Shapley values, if any: ``targets`` (the g groups' names), ``fingerprint`` of the target
-            examples, and ``order``.
+            examples, ``order``, and where there are groups ``groups``, each target's.
     """
 
     path: Path

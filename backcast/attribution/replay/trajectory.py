@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,6 +54,13 @@ class Trajectory:
                 f"{recording.path}: recorded on {len(recording.rows)} other examples than the {len(examples)} given; "
                 "give those it was trained on, in their order"
             )
+        said = {"task": type(task).__name__, "settings": json.loads(json.dumps(dict(task.settings())))}
+        ran = {key: recording.origin.get(key, said[key]) for key in said}
+        if said != ran:
+            raise InputError(
+                f"{recording.path}: trained by {ran['task']} {ran['settings']}, not by {said['task']} "
+                f"{said['settings']}; give the task of the run"
+            )
         self.model, self.task, self.examples, self.recording = model, task, examples, recording
         self.steps = recording.steps
         own = dict(model.named_parameters())
@@ -76,6 +84,7 @@ class Trajectory:
         buffers = [(b, b.clone()) for b in self.model.buffers()]
         modes = {module: module.training for module in self.model.modules()}
         names = {p: name for name, p in self.model.named_parameters()}
+        random = torch.get_rng_state()
         try:
             self.model.train()
             trained = set(self.parameters)
@@ -92,6 +101,7 @@ class Trajectory:
                     b.copy_(value)
             for module, mode in modes.items():
                 module.training = mode
+            torch.set_rng_state(random)
 
     def start(self) -> State:
         """The state before the first step."""
