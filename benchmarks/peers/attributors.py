@@ -17,6 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -545,12 +546,15 @@ def kronfluence(job: Job) -> Tensor:
 
 
 def bergson_trackstar(job: Job) -> Tensor:
-    """Its TrackStar pipeline on two-sided projections of each layer's gradient."""
+    """Its TrackStar pipeline on two-sided projections of each layer's gradient, none longer than the gradient."""
     from bergson.cli.trackstar import trackstar
     from bergson.config.config import PreprocessConfig, TrackstarConfig, TrackstarIndexConfig
 
     options, query = bergson_inputs(job)
-    index = TrackstarIndexConfig(**options, projection_dim=math.isqrt(job.k))
+    smallest = min(job.model.get_parameter(name).numel() for name in job.tracked)
+    if smallest < job.k:
+        job.note = f"sketches of {math.isqrt(smallest)} x {math.isqrt(smallest)}, no longer than a gradient"
+    index = TrackstarIndexConfig(**options, projection_dim=math.isqrt(min(job.k, smallest)))
     config = TrackstarConfig(query=query, preprocess_cfg=PreprocessConfig(unit_normalize=True))
     job.start()
     trackstar(index, config)
@@ -678,12 +682,16 @@ def bergson_inputs(job: Job) -> tuple[dict[str, Any], Any]:
     """Options of its index and its query: the model and the examples' tokens in folders, as it reads them."""
     from bergson.config.config import DataConfig, QuerySetConfig
     from datasets import Dataset
+    from peft import PeftModel
     from transformers import PreTrainedModel
 
-    if not isinstance(job.model, PreTrainedModel):
+    if not isinstance(job.model, PreTrainedModel | PeftModel):
         raise TypeError(f"it takes language models of transformers, not {type(job.model).__name__}")
     folder = job.folder / "bergson"
-    job.model.save_pretrained(folder / "model")
+    if isinstance(job.model, PeftModel):  # an adapter's folder names that of the model it is for
+        deepcopy(job.model).unload().save_pretrained(folder / "base")
+        job.model.active_peft_config.base_model_name_or_path = str(folder / "base")
+    job.model.save_pretrained(str(folder / "model"))
     for name, rows in (("train", job.train), ("target", job.target)):
         lengths = (rows["labels"] >= 0).sum(1).tolist()
         columns = {

@@ -145,7 +145,7 @@ def attribute(way: str, folder: Path) -> Attribution:
             cwd=folder,
             env=_environment(),
         )
-    answer = (
+    answer: dict[str, Any] = (
         json.loads(done.stdout)
         if done.stdout
         else {"error": f"its process ended with code {done.returncode}"}

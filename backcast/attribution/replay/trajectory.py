@@ -72,10 +72,10 @@ class Trajectory:
         self.names, self.parameters = names, [own[name] for name in names]
         self.rules = [rule(recording.optimizer.kind, group) for group in recording.optimizer.groups]
         self._start = recording.start()
-        if wrong := [n for n, p in own.items() if self._start[f"weights/{n}"].shape != p.shape]:
-            raise InputError(
-                f"{recording.path}: {wrong[0]} has another shape than this {type(model).__name__}'s"
-            )
+        for name, p in own.items():
+            value = self._start.get(f"weights/{name}")
+            if value is None or value.shape != p.shape:
+                raise InputError(f"{recording.path}: ran with another {name} than this {type(model).__name__}'s")
 
     @contextmanager
     def borrowed(self) -> Iterator[None]:
