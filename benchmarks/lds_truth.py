@@ -98,8 +98,10 @@ def _setting(place: Place) -> Setting:
             return settings.cifar_cnn(place.data, place.quick)
         case "docstrings-gpt":
             return settings.docstrings_gpt(place.quick)
+        case "docstrings-base":
+            return settings.docstrings_base(place.quick)
         case "docstrings-lora":
-            base = Place(place.work, "docstrings-gpt", 0, place.quick)
+            base = Place(place.work, "docstrings-base", 0, place.quick)
             return settings.docstrings_lora(base.setting, base.model(), place.quick)
         case "digits-clip":
             return settings.digits_clip(place.quick)
