@@ -85,7 +85,7 @@ class Training:
             "sgd": torch.optim.SGD,
             "adamw": torch.optim.AdamW,
         }
-        trained = [p for p in model.parameters() if p.requires_grad]
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]  # named in its state
         return kinds[self.optimizer](trained, lr=self.rate, **self.options)
 
 

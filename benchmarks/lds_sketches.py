@@ -7,6 +7,7 @@ on sketches of every kind and of 64 to 16,384 numbers, and at 4,096 numbers in e
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,7 +26,7 @@ LENGTHS = (64, 256, 1024, 4096, 16384)
 KINDS = ("kron", "tile", "sjlt", "dense")
 DTYPES = ("float16", "int8", "sign")
 METHODS = ("grad_dot", "influence")
-SKETCH_SEEDS = 3
+SKETCH_SEEDS = 2
 
 
 def cases() -> Iterator[tuple[str, int, str]]:
@@ -49,36 +50,43 @@ def scores(place: Place, kind: str, k: int, dtype: str, seed: int) -> dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="two lengths and one sketch of each kind")
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object")
     parser.add_argument("--work", type=Path, metavar="DIR", default=HERE.parent / "runs" / "lds")
     asked = parser.parse_args()
+    places = {name: [Place(asked.work, name, seed) for seed in range(SEEDS[name])] for name in SETTINGS}
+    if missing := [
+        p for of in places.values() for p in of if not (p.path / f"outcomes-{SHARE:g}.npy").is_file()
+    ]:
+        print(f"{missing[0].path}: no retrained models there; run lds.py first", file=sys.stderr)
+        sys.exit(2)
+    chosen = [case for case in cases() if not asked.quick or case[1] in LENGTHS[:2]]
+    sketches = 1 if asked.quick else SKETCH_SEEDS
     jobs = [
-        (Place(asked.work, name, seed), *case, sketch)
+        (place, *case, sketch)
         for name in SETTINGS
-        for case in cases()
-        for seed in range(SEEDS[name])
-        for sketch in range(SKETCH_SEEDS)
+        for case in chosen
+        for place in places[name]
+        for sketch in range(sketches)
     ]
     made = dict(zip(jobs, over_jobs(scores, jobs, "sketches", WORKERS), strict=True))
     rows: list[Row] = []
     for name in SETTINGS:
-        places = [Place(asked.work, name, seed) for seed in range(SEEDS[name])]
-        subsets = kept(len(places[0].setting.train), 60, SHARE)
-        outcomes = np.mean([place.outcomes(SHARE) for place in places], axis=0)
-        for case in cases():
+        subsets = kept(len(places[name][0].setting.train), 60, SHARE)
+        outcomes = np.mean([place.outcomes(SHARE) for place in places[name]], axis=0)
+        for kind, k, dtype in chosen:
             for method in METHODS:
-                # Of one sketch each; the mean over sketches is of their scores' LDS, not of the scores.
+                # The LDS of each sketch's scores, and its mean over the sketches.
                 each = [
-                    np.mean([made[(place, *case, sketch)][method] for place in places], axis=0)
-                    for sketch in range(SKETCH_SEEDS)
-                    if method in made[(places[0], *case, sketch)]
+                    np.mean([made[(place, kind, k, dtype, sketch)][method] for place in places[name]], axis=0)
+                    for sketch in range(sketches)
+                    if method in made[(places[name][0], kind, k, dtype, sketch)]
                 ]
                 if each:
                     found = np.mean([lds(one, subsets, outcomes) for one in each], axis=0)
-                    kind, k, dtype = case
-                    row = {"setting": name, "method": method, "kind": kind, "k": k, "dtype": dtype}
+                    row: Row = {"setting": name, "method": method, "kind": kind, "k": k, "dtype": dtype}
                     rows.append({**row, **interval(found)})
-    write("lds_sketches", rows, asked.json)
+    write("lds_sketches-quick" if asked.quick else "lds_sketches", rows, asked.json)
 
 
 if __name__ == "__main__":

@@ -142,8 +142,7 @@ def _train(place: Place) -> None:
                 optimizer.zero_grad()
                 if done in points:
                     save_file(_state(model), place.path / f"checkpoint-{done}.safetensors")
-                    named = {"names": [n for n, p in model.named_parameters() if p.requires_grad]}
-                    torch.save({**optimizer.state_dict(), **named}, place.path / f"optimizer-{done}.pt")
+                    torch.save(optimizer.state_dict(), place.path / f"optimizer-{done}.pt")
 
     began = time.process_time()
     run()

@@ -8,6 +8,7 @@ target's loss, over all rows, as means over the targets. Needs what `lds.py` has
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -99,11 +100,15 @@ def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="on what `lds.py --quick` has made")
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object")
     parser.add_argument("--work", type=Path, metavar="DIR", default=HERE.parent / "runs" / "lds")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    places = [Place(asked.work, NAME, seed) for seed in range(SEEDS[NAME])]
+    places = [Place(asked.work, NAME, seed, asked.quick) for seed in range(1 if asked.quick else SEEDS[NAME])]
+    if not (places[-1].path / "scores").is_dir():
+        print(f"{places[-1].path}: nothing made there yet; run lds.py first", file=sys.stderr)
+        sys.exit(2)
     exact = left_out(places[0])
     rows: list[Row] = []
     for (package, method), (sees, way, where) in WAYS.items():
@@ -117,7 +122,7 @@ def main() -> None:
         row: Row = {"package": package, "method": method, "sees": sees, "rank_correlation": ranks["lds"]}
         row |= {"low": ranks["low"], "high": ranks["high"]}
         rows.append({**row, "correlation": float(correlation(scores, exact).mean())})
-    write("leave_one_out", rows, asked.json)
+    write("leave_one_out-quick" if asked.quick else "leave_one_out", rows, asked.json)
 
 
 if __name__ == "__main__":
