@@ -119,20 +119,25 @@ class ClipTask(Task):
         has B/(C n) of it, so that the mean over the B pairs is the loss of the batch. Source of several positives:
         Khosla et al. 2020, Supervised contrastive learning, the form with the sum inside the logarithm (equation 3).
         """
+        logits, caption_of, positive = self._in_batch(model, batch)
+        image_to_text = F.cross_entropy(logits, caption_of, reduction="none")
+        shares = len(logits) / (positive.shape[1] * positive.sum(0))
+        return (image_to_text + (shares * _text_to_image(logits, positive))[caption_of]) / 2
+
+    def objective(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mean of `training_losses`, summed without sharing: a mean over pairs and one over distinct captions."""
+        logits, caption_of, positive = self._in_batch(model, batch)
+        return (F.cross_entropy(logits, caption_of) + _text_to_image(logits, positive).mean()) / 2
+
+    def _in_batch(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (B, C) of each image with each distinct caption, each pair's caption (B,), and which are its own."""
         distinct = {caption: i for i, caption in enumerate(dict.fromkeys(batch["captions"]))}
         caption_of = torch.tensor([distinct[c] for c in batch["captions"]], device=batch["images"].device)
         first = torch.tensor([batch["captions"].index(c) for c in distinct], device=caption_of.device)
         u = F.normalize(model.encode_image(batch["images"]), dim=1)  # type: ignore[operator]
         v = F.normalize(model.encode_text(batch["tokens"][first]), dim=1)  # type: ignore[operator]
         scale, bias = logit_parameters(model)
-        logits = scale * u @ v.T + bias
-        positive = F.one_hot(caption_of, len(distinct)).bool()
-        image_to_text = F.cross_entropy(logits, caption_of, reduction="none")
-        text_to_image = torch.logsumexp(logits, 0) - torch.logsumexp(
-            logits.masked_fill(~positive, -torch.inf), 0
-        )
-        shares = len(u) / (len(v) * positive.sum(0))
-        return (image_to_text + (shares * text_to_image)[caption_of]) / 2
+        return scale * u @ v.T + bias, caption_of, F.one_hot(caption_of, len(distinct)).bool()
 
     def embeddings(self, model: nn.Module) -> dict[str, nn.Module]:
         """The patch embedding and the token embedding."""
@@ -220,6 +225,11 @@ class ClipTask(Task):
         if caption not in self._captions:
             self._captions[caption] = self.tokenizer([caption])[0]
         return self._captions[caption]
+
+
+def _text_to_image(logits: Tensor, positive: Tensor) -> Tensor:
+    """(C,) of logits (B, C): each caption's cross-entropy among the images, its own as one answer."""
+    return torch.logsumexp(logits, 0) - torch.logsumexp(logits.masked_fill(~positive, -torch.inf), 0)
 
 
 def _words(tokens: Tensor) -> Tensor:

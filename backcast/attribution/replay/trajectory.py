@@ -75,7 +75,9 @@ class Trajectory:
         for name, p in own.items():
             value = self._start.get(f"weights/{name}")
             if value is None or value.shape != p.shape:
-                raise InputError(f"{recording.path}: ran with another {name} than this {type(model).__name__}'s")
+                raise InputError(
+                    f"{recording.path}: ran with another {name} than this {type(model).__name__}'s"
+                )
 
     @contextmanager
     def borrowed(self) -> Iterator[None]:
