@@ -16,7 +16,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,14 +26,14 @@ import numpy as np
 import torch
 from common import HERE, Row, write
 from lds_settings import train
-from lds_truth import CHECKPOINTS, Place, kept, retrain_all
+from lds_truth import CHECKPOINTS, Place, kept, retrain
 from peers.client import attribute as peers_scores
 from peers.client import write_job
 from scipy.stats import rankdata
 from torch import nn
 
 from backcast.attribution import attribute, collect
-from backcast.attribution.collect import visiting
+from backcast.attribution.checkpoints import load_weights
 from backcast.errors import InputError
 from backcast.files import write_json
 from backcast.kernels import SketchSpec
@@ -187,7 +187,7 @@ def main() -> None:
         for place in places[name]:
             place.model()
     retrained = [place for name in names for place in places[name][: len(_seeds(asked, name))]]
-    retrain_all(retrained, asked.subsets, SHARE, WORKERS)
+    over_jobs(retrain, [(place, asked.subsets, SHARE) for place in retrained], "retraining", WORKERS)
     over_jobs(training_seconds, [(place,) for place in retrained], "training once more", WORKERS)
     _make_all(retrained, list(WAYS), asked.only)
     _make_all([place for of in places.values() for place in of], ENSEMBLED, asked.only)
@@ -353,18 +353,12 @@ def _made_by_peer(way: str, place: Place) -> Made:
         points: list[tuple[nn.Module, float]] = []
         for checkpoint in place.checkpoints():
             twin = place.setting.model(place.seed)
-            with visiting(twin, replace(checkpoint)):
-                points.append((_copy(twin, place), checkpoint.learning_rate))
+            load_weights(twin, checkpoint.weights(), checkpoint.path)
+            points.append((twin, checkpoint.learning_rate))
         start = place.setting.model(place.seed), place.seed
         write_job(folder, place.setting, [model], DIM, points, start=start)
         scores, seconds, note = peers_scores(way, folder)
     return Made(scores, seconds, note)
-
-
-def _copy(model: nn.Module, place: Place) -> nn.Module:
-    twin = place.setting.model(place.seed)
-    twin.load_state_dict(model.state_dict())
-    return twin
 
 
 def _plot(rows: list[Row]) -> None:

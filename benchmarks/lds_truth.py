@@ -8,11 +8,8 @@ start, in the same order, without the rows that a subset leaves out.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 
 import lds_settings as settings
@@ -26,7 +23,6 @@ from backcast.attribution import Checkpoint, Recorder, Recording
 from backcast.attribution.collect import evaluation_mode
 from backcast.attribution.replay import Trajectory
 from backcast.files import write_json
-from backcast.progress import progress
 from backcast.tasks import on_device
 
 #: Checkpoints on the way, the last of them the end.
@@ -182,16 +178,3 @@ def retrain(place: Place, count: int, share: float) -> None:
             with (file.with_suffix(".partial")).open("wb") as partial:
                 np.save(partial, made)
             file.with_suffix(".partial").replace(file)
-
-
-def retrain_all(places: Iterable[Place], count: int, share: float, workers: int) -> None:
-    """`retrain` of every place, one process each."""
-    places = list(places)
-    with (
-        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
-        progress("retraining", len(places)) as done,
-    ):
-        jobs = [pool.submit(retrain, place, count, share) for place in places]
-        for job in as_completed(jobs):
-            job.result()
-            done(1)
