@@ -15,7 +15,21 @@ from backcast.errors import InputError
 from backcast.files import sha256
 
 #: The fields that are an example's content, and so enter its id. Any other column is kept, not hashed.
-CONTENT = ("messages", "prompt", "response", "text", "image", "caption", "label", "chosen", "rejected")
+CONTENT = (
+    "messages",
+    "prompt",
+    "response",
+    "text",
+    "image",
+    "images",
+    "caption",
+    "label",
+    "chosen",
+    "rejected",
+)
+
+#: An image as a field: encoded bytes, or an absolute path.
+Image = str | bytes
 
 
 def content_id(fields: Mapping[str, Any]) -> str:
@@ -26,10 +40,13 @@ def content_id(fields: Mapping[str, Any]) -> str:
     content = {name: fields[name] for name in CONTENT if fields.get(name) is not None}
     if "image" in content:
         content["image"] = sha256(image_bytes(content["image"]))
+    images = content.pop("images", ())
+    if images:
+        content["images"] = [sha256(image_bytes(image)) for image in images]
     return sha256(json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":")))
 
 
-def image_bytes(image: str | bytes) -> bytes:
+def image_bytes(image: Image) -> bytes:
     """An image field's encoded bytes: itself, or those of the file it names."""
     return image if isinstance(image, bytes) else Path(image).read_bytes()
 
@@ -38,8 +55,9 @@ def image_bytes(image: str | bytes) -> bytes:
 class Example:
     """A row of the user's data.
 
-    ``fields`` holds canonical names: ``prompt`` and ``response``, or ``messages``, or ``text``; ``image``
-    (encoded bytes, or an absolute path) and ``caption`` or ``label``; ``prompt``, ``chosen`` and ``rejected``.
+    ``fields`` holds canonical names: ``prompt`` and ``response``, with an ``image`` (encoded bytes, or an absolute
+    path) or without; ``messages``, whose contents may be lists of parts, with the ``images`` of their image parts in
+    order; ``text``; ``image`` and ``caption`` or ``label``; ``prompt``, ``chosen`` and ``rejected``.
     ``id`` is the SHA-256 of its content, ``row`` its 0-based place in the data set it was read from, ``source`` the
     name that balancing and reports use.
     """
@@ -102,17 +120,22 @@ class Rows:
 
 
 class Examples(Sequence[Example]):
-    """An ordered set of examples and where they came from; slicing keeps that origin."""
+    """An ordered set of examples and where they came from; slicing keeps that origin.
+
+    ``skipped`` holds (row, reason) of the data set's rows that were left out for a broken or missing image.
+    """
 
     def __init__(
         self,
         examples: Sequence[Example],
         dataset: str = "",
         columns: Mapping[str, str] | None = None,
+        skipped: Sequence[tuple[int, str]] = (),
     ) -> None:
         self._examples = list(examples)
         self.dataset = dataset
         self.columns = dict(columns or {})
+        self.skipped = tuple(skipped)
 
     @classmethod
     def from_fields(cls, fields: Sequence[Mapping[str, Any]], source: str = "memory") -> Examples:
@@ -135,7 +158,7 @@ class Examples(Sequence[Example]):
         if isinstance(index, (int, np.integer)):
             return self._examples[index]
         chosen = self._examples[index] if isinstance(index, slice) else [self._examples[i] for i in index]
-        return Examples(chosen, self.dataset, self.columns)
+        return Examples(chosen, self.dataset, self.columns, self.skipped)
 
     @cached_property
     def index(self) -> Rows:  # type: ignore[override]

@@ -11,6 +11,10 @@ from backcast.data.examples import image_bytes
 from backcast.errors import InputError
 
 
+class BrokenImage(InputError):
+    """An image that is missing or cannot be decoded: the one fault for which a row may be skipped."""
+
+
 def open_image(image: str | bytes) -> Image.Image:
     """Decode an image field to RGB; an animation gives its first frame, transparency is dropped."""
     with Image.open(io.BytesIO(image_bytes(image))) as opened:
@@ -23,13 +27,15 @@ def open_image(image: str | bytes) -> Image.Image:
 
 
 def verify_image(image: str | bytes) -> None:
-    """Decode an image field to the last pixel; raises `InputError` with the decoder's reason."""
+    """Decode an image field to the last pixel; raises `BrokenImage` with the decoder's reason."""
     try:
         with Image.open(io.BytesIO(image_bytes(image))) as opened:
             opened.verify()
         open_image(image)
     except FileNotFoundError:
-        raise InputError(f"image {str(image)!r} does not exist; mend the path or leave the row out") from None
+        raise BrokenImage(
+            f"image {str(image)!r} does not exist; mend the path or leave the row out"
+        ) from None
     except Exception as error:  # Pillow's decoders raise nearly anything on broken input
         name = "its bytes" if isinstance(image, bytes) else repr(image)
         reason = (
@@ -37,7 +43,7 @@ def verify_image(image: str | bytes) -> None:
             if isinstance(error, Image.UnidentifiedImageError)
             else " ".join(str(error).split())
         )
-        raise InputError(
+        raise BrokenImage(
             f"image cannot be decoded from {name} ({reason}); mend it or leave the row out"
         ) from None
 

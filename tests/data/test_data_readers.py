@@ -359,9 +359,14 @@ def test_a_bad_row_of_a_table_is_named(tmp_path):
     [
         ("hello", "must be a list of messages, not str"),
         ([], "is empty"),
-        (["hello"], r"\[0\] must have a role and a content"),
-        ([{"role": "user"}], r"\[0\] must have a role and a content"),
-        ([{"from": "human", "value": "x"}], r"\[0\] must have a role and a content"),
+        (["hello"], r"\[0\]' must have a role and a content"),
+        ([{"role": "user"}], r"\[0\]' must have a role and a content"),
+        ([{"from": "human", "content": "x"}], r"\[0\]' must have a role and a content"),
+        (
+            [{"from": "robot", "value": "x"}],
+            r"\[0\].value' is from 'robot'; it must be from human, gpt or system",
+        ),
+        ([{"from": ["human"], "value": "x"}], r"\[0\].value' is from \['human'\]"),
         (
             [{"role": "user", "content": "x"}, {"role": "assistant", "content": None}],
             r"\[1\].content' must be text",
@@ -411,8 +416,18 @@ def test_a_broken_image_in_parquet_is_named_with_its_row(tmp_path):
     )
 
 
-def test_a_column_of_several_types_has_no_table(tmp_path):
-    path = write_jsonl(tmp_path / "pool.jsonl", [{"text": "a", "n": 1}, {"text": "b", "n": "two"}])
-    assert [e.fields["n"] for e in read_examples(path)] == [1, "two"]
+def test_a_column_of_several_types_keeps_its_values(tmp_path):
+    records = [{"text": "a", "n": 1, "of": [1]}, {"text": "b", "n": "4", "of": ["4", {"c": None}]}]
+    path = write_jsonl(tmp_path / "pool.jsonl", records)
+    assert load_table(path).to_list() == records
+    load_table(path).save_to_disk(tmp_path / "folder")
+    load_table(path).to_parquet(tmp_path / "pool.parquet")
+    for name in ("pool.jsonl", "folder", "pool.parquet"):
+        assert [dict(e.fields) for e in read_examples(tmp_path / name)] == records
+
+
+def test_a_number_that_no_table_holds_is_refused(tmp_path):
+    path = write_jsonl(tmp_path / "pool.jsonl", [{"text": "a", "n": 2**80}])
+    assert read_examples(path)[0].fields["n"] == 2**80
     with pytest.raises(InputError, match="do not fit one type"):
         load_table(path)
