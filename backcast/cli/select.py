@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from backcast.cli.options import Columns, Json, Seed, columns, show
+from backcast.cli.options import Columns, Json, Seed, SkipBroken, columns, show
 from backcast.errors import InputError
 
 if TYPE_CHECKING:
+    from backcast.multimodal.parts import Parts
     from backcast.selectors import Manifest
 
 
@@ -25,7 +27,8 @@ def run(
             "--method",
             "-m",
             metavar="METHOD",
-            help="random, top_k, round_robin or facility_location; a filter goes before: 'dedup | top_k'.",
+            help="random, top_k, round_robin, facility_location or modality_balance; filters (dedup, image_needed, "
+            "one_sided_harm) go before: 'dedup | top_k'.",
         ),
     ] = "round_robin",
     model: Annotated[
@@ -39,37 +42,78 @@ def run(
         str | None, typer.Option(metavar="DATA", help="One shot: examples of what is wanted.")
     ] = None,
     scores: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="From parts: the file of 'backcast score'.")
+        Path | None, typer.Option(metavar="FILE", help="Step by step: the file of 'backcast score'.")
     ] = None,
     store: Annotated[
         Path | None,
-        typer.Option(metavar="STORE", help="From parts: the pool's store, for dedup and facility_location."),
+        typer.Option(
+            metavar="STORE", help="Step by step: the pool's store, for dedup and facility_location."
+        ),
+    ] = None,
+    parts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The file of 'backcast split' over the whole pool, for modality_balance, image_needed and "
+            "one_sided_harm; the manifest tells the chosen rows' parts.",
+        ),
     ] = None,
     column: Columns = None,
+    skip_broken: SkipBroken = False,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """Choose a subset within a budget and write its manifest.
 
-    Either in one shot from --model, --train and --target, or from parts: --scores (and --store).
+    Either in one shot from --model, --train and --target, or step by step: from --scores (and --store).
     """
     if scores and not (model or train or target or column):
-        manifest = _from_parts(scores, store, out, budget, method, seed)
+        manifest = _from_scores(scores, store, parts, out, budget, method, seed)
     elif model and train and target and not (scores or store):
         from backcast.recipes import select_subset
 
         manifest = select_subset(
-            model, train, target, out, budget=budget, method=method, seed=seed, columns=columns(column)
+            model,
+            train,
+            target,
+            out,
+            budget=budget,
+            method=method,
+            seed=seed,
+            parts=parts,
+            columns=columns(column),
+            skip_broken=skip_broken,
         )
     else:
         raise InputError("give either --scores (and --store), or --model with --train and --target")
     method = manifest.meta["selector"]["method"]
-    show({"subset": str(out), "examples": len(manifest), "method": method, "budget": budget}, json)
+    found: dict[str, Any] = {
+        "subset": str(out),
+        "examples": len(manifest),
+        "method": method,
+        "budget": budget,
+    }
+    if dropped := manifest.meta["dropped"]["reasons"]:
+        found["dropped"] = dropped if json else ", ".join(map(_told, dropped, dropped.values()))
+    show(found, json)
 
 
-def _from_parts(scores: Path, store: Path | None, out: Path, budget: str, method: str, seed: int) -> Manifest:
+def _told(name: str, reasons: Mapping[str, int]) -> str:
+    return f"{name} ({', '.join(f'{reason}: {count}' for reason, count in reasons.items())})"
+
+
+def _from_scores(
+    scores: Path, store: Path | None, parts: Path | None, out: Path, budget: str, method: str, seed: int
+) -> Manifest:
     from backcast.attribution import Scores, SketchStore
     from backcast.selectors import select
 
     features = SketchStore.open(store) if store else None
-    return select(Scores.load(scores), budget, method, seed, features=features).save(out)
+    split = _load_parts(parts) if parts else None
+    return select(Scores.load(scores), budget, method, seed, features=features, parts=split).save(out)
+
+
+def _load_parts(path: Path) -> Parts:
+    from backcast.multimodal.parts import Parts  # seconds, which only a choice by parts has to wait
+
+    return Parts.load(path)

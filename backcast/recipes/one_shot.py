@@ -11,7 +11,8 @@ from backcast.errors import InputError
 from backcast.files import whole_folder
 from backcast.kernels import SketchSpec, default_kind
 from backcast.multimodal import check_same_kind, load_task
-from backcast.selectors import Manifest, meta_path, parse_budget, parse_method, select
+from backcast.multimodal.parts import Parts
+from backcast.selectors import BY_PARTS, Evidence, Manifest, meta_path, parse_budget, parse_method, select
 
 
 def select_subset(
@@ -23,8 +24,10 @@ def select_subset(
     budget: str = "5%",
     method: str = "round_robin",
     seed: int = 0,
+    parts: str | Path | None = None,
     dim: int = 4096,
     columns: Mapping[str, str] | None = None,
+    skip_broken: bool = False,
 ) -> Manifest:
     """Sketch pool and target at the model's weights, score by cosine, select, and write the manifest ``out``.
 
@@ -33,17 +36,25 @@ def select_subset(
 
     Args:
         model: a folder or an id; see `load_task`.
-        pool, target: data sets; see `read_examples`. ``columns`` names their fields.
+        pool, target: data sets; see `read_examples`, which takes ``columns`` and ``skip_broken``.
         budget, method, seed: see `select`.
+        parts: the file of the pool's scores split by modality, for the methods that look at that; see `Parts`.
         dim: of the sketch.
 
     Raises:
         InputError: anything wrong with the input; it is looked for before the long part starts, and leaves nothing
             behind.
     """
-    meta_path(out), parse_method(method, {})  # for what they refuse
-    examples, wanted = read_examples(pool, columns), read_examples(target, columns)
+    meta_path(out)  # for what it refuses
+    names, _ = parse_method(method, {})
+    if parts is None and BY_PARTS & set(names):
+        raise InputError(
+            f"{method}: needs the pool's scores split by modality; give parts=, the file of 'backcast split'"
+        )
+    examples, wanted = (read_examples(data, columns, skip_broken) for data in (pool, target))
     parse_budget(budget, len(examples))
+    split = Parts.load(parts) if parts else None
+    Evidence.of(examples.index, parts=split)  # for what it refuses
     check_same_kind(examples, wanted)
     if str(Path(out).resolve()) in (examples.dataset, wanted.dataset):
         raise InputError(f"{out}: is a data set of this selection; choose another name for the manifest")
@@ -55,4 +66,4 @@ def select_subset(
         wants = collect(network, task, wanted, sketches / "target", spec=spec)
         train = collect(network, task, examples, sketches / "pool", like=wants)
     scores = attribute(train, wants, "tracin", cosine=True)
-    return select(scores, budget, method, seed, features=train).save(out)
+    return select(scores, budget, method, seed, features=train, parts=split).save(out)

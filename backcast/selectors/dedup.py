@@ -33,11 +33,11 @@ class Dedup:
         if not 0 < self.threshold <= 1:
             raise InputError(f"dedup: threshold={self.threshold!r} must be above 0 and at most 1")
 
-    def keep(self, evidence: Evidence) -> np.ndarray:
+    def drop(self, evidence: Evidence) -> dict[str, np.ndarray]:
         groups = near_duplicates(evidence.need_features("dedup"), self.threshold)
         order = evidence.ranked(evidence.mean)
         _, first = np.unique(groups[order], return_index=True)
-        return np.sort(order[first])
+        return {"near-duplicate": np.delete(np.arange(len(evidence)), order[first])}
 
 
 def near_duplicates(features: np.ndarray, threshold: float) -> np.ndarray:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from backcast.data.examples import Rows
 from backcast.errors import InputError
+from backcast.selectors.modality import MODALITIES
 
 if TYPE_CHECKING:  # attribution imports torch
     from backcast.attribution.scores import Scores
 
 #: Rows of features brought to unit norm at once.
 BLOCK = 4096
+
+#: The parts of a score; the interaction is told where there is one.
+PARTS = (*MODALITIES, "interaction")
 
 
 class HasFeatures(Protocol):
@@ -26,6 +30,17 @@ class HasFeatures(Protocol):
     """
 
     def features(self) -> np.ndarray: ...
+
+
+class HasParts(Protocol):
+    """Scores split by modality, with the examples that they are of.
+
+    It has ``rows`` (`Rows`) or, without them, the content ``ids``; they must be the pool's. What it says in ``made`` of
+    how the scores were split, if it has that, goes into the manifest.
+    """
+
+    @property
+    def parts(self) -> Mapping[str, np.ndarray]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,15 +53,20 @@ class Evidence:
         features: (n, d) float32 whose rows have unit norm (or are zero), so that inner products are cosines;
             gradient sketches as a rule. None when there are none.
         targets: the m targets' names.
+        parts: modality → (n,) float64, the signed parts of the examples' scores, under ``"image"``, ``"text"`` and, if
+            known, ``"interaction"``; NaN in the rows that have no split, or whose split was flagged. None when the
+            scores were not split.
 
     Raises:
-        InputError: the pool is empty, the sizes differ, or a number is not finite.
+        InputError: the pool is empty, the sizes differ, a number is not finite (for a part: is infinite), or a part is
+            missing or unknown.
     """
 
     rows: Rows
     scores: np.ndarray | None = None
     features: np.ndarray | None = None
     targets: tuple[str, ...] = ()
+    parts: Mapping[str, np.ndarray] | None = None
 
     def __post_init__(self) -> None:
         if not len(self.rows):
@@ -60,15 +80,23 @@ class Evidence:
                     "give one row of numbers for each"
                 )
             _refuse_broken(name, values)
+        if self.parts is not None:
+            _check_parts(self.parts, len(self))
 
     @classmethod
-    def of(cls, scores: Scores | Rows, features: HasFeatures | np.ndarray | None = None) -> Evidence:
-        """The evidence in ``scores`` (or bare rows) and in ``features``, brought to unit norm."""
+    def of(
+        cls,
+        scores: Scores | Rows,
+        features: HasFeatures | np.ndarray | None = None,
+        parts: HasParts | Mapping[str, np.ndarray] | None = None,
+    ) -> Evidence:
+        """The evidence in ``scores`` (or bare rows), in ``features``, brought to unit norm, and in ``parts``."""
         rows = scores if isinstance(scores, Rows) else scores.train
         unit = None if features is None else unit_rows(_matrix(features, rows))
+        split = None if parts is None else _arrays(parts, rows)
         if isinstance(scores, Rows):
-            return cls(rows, None, unit)
-        return cls(rows, scores.values, unit, scores.targets)
+            return cls(rows, None, unit, parts=split)
+        return cls(rows, scores.values, unit, scores.targets, split)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -88,6 +116,14 @@ class Evidence:
                 f"{asker} needs features: give features=, the pool's sketch store or an (n, d) array"
             )
         return self.features
+
+    def need_parts(self, asker: str) -> Mapping[str, np.ndarray]:
+        """The parts, or an `InputError` that says where ``asker`` gets them."""
+        if self.parts is None:
+            raise InputError(
+                f"{asker} needs parts: give parts=, the pool's scores split by modality ('backcast split')"
+            )
+        return self.parts
 
     @cached_property
     def mean(self) -> np.ndarray:
@@ -116,6 +152,7 @@ class Evidence:
             None if self.scores is None else self.scores[positions],
             None if self.features is None else self.features[positions],
             self.targets,
+            None if self.parts is None else {name: part[positions] for name, part in self.parts.items()},
         )
 
 
@@ -140,6 +177,40 @@ def _matrix(features: HasFeatures | np.ndarray, rows: Rows) -> np.ndarray:
             "give the store that the scores were made from"
         )
     return features.features()
+
+
+def _arrays(parts: HasParts | Mapping[str, np.ndarray], rows: Rows) -> dict[str, np.ndarray]:
+    if not isinstance(parts, Mapping):
+        own: Any = getattr(parts, "rows", parts)
+        if tuple(own.ids) != rows.ids:
+            raise InputError(
+                f"the parts are those of {len(own.ids)} other examples than the {len(rows)} of the pool, "
+                "or in another order; split the whole pool that the scores are of"
+            )
+        parts = parts.parts
+    try:
+        return {name: np.asarray(part, dtype=np.float64) for name, part in parts.items()}
+    except (TypeError, ValueError):
+        raise InputError(
+            "parts: not arrays of numbers; give one number an example for each modality"
+        ) from None
+
+
+def _check_parts(parts: Mapping[str, np.ndarray], n: int) -> None:
+    if not set(MODALITIES) <= set(parts) <= set(PARTS):
+        raise InputError(
+            f"parts: {', '.join(map(repr, parts)) or 'none'}; give 'image', 'text' and, if known, 'interaction'"
+        )
+    for name, part in parts.items():
+        if part.shape != (n,):
+            raise InputError(
+                f"parts: {name} of shape {part.shape} does not fit a pool of {n} examples; give one number for each"
+            )
+        infinite = np.flatnonzero(np.isinf(part))
+        if len(infinite):
+            raise InputError(
+                f"parts: {name} of row {infinite[0]} is infinite; give NaN where there is no split"
+            )
 
 
 def unit_rows(features: np.ndarray) -> np.ndarray:

@@ -3,8 +3,10 @@
 ``subset.jsonl`` holds a line a row, in rank order::
 
     {"row": 17, "id": "9f…", "source": "web", "rank": 1, "score": 0.31, "gain": 0.02, "weight": 1.0,
-     "targets": [{"target": "…", "score": 0.58}, …]}
+     "targets": [{"target": "…", "score": 0.58}, …],
+     "parts": {"image": 0.28, "text": 0.04, "interaction": 0.01}}
 
+``parts`` are there when the scores were split by modality; null in a row without a split.
 ``subset.meta.json`` holds all that made it. Neither holds a time or anything else that a rerun would change.
 """
 
@@ -13,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any
@@ -64,7 +66,8 @@ class Manifest:
         path: the ``*.jsonl`` file; its ``*.meta.json`` lies beside it.
         lines: one object a chosen row, in rank order.
         meta: ``dataset`` (path, columns, fingerprint, n), ``budget`` (asked, got), ``selector`` (method,
-            params), ``seed``, ``scores`` and ``origin`` (what made them), ``versions``; on disk also
+            params), ``dropped`` (what the filters took out: total, reasons, and the first rows), ``seed``, ``scores``
+            and ``origin`` (what made them), ``parts`` (how they were split, if they were), ``versions``; on disk also
             ``schema`` and the ``sha256`` of the lines, which ties the two files together.
     """
 
@@ -97,6 +100,15 @@ class Manifest:
         if stored.split("/")[0] not in (".", ".."):
             return stored
         return os.path.normpath(self.path.resolve().parent / stored)
+
+    def with_parts(self, parts: Mapping[str, np.ndarray], made: Mapping[str, Any]) -> Manifest:
+        """The same selection with its rows' parts: name → (k,), in rank order; ``made`` says how they were split."""
+        columns = {name: [number(v) for v in values] for name, values in parts.items()}
+        lines = [
+            {**line, "parts": {name: values[k] for name, values in columns.items()}}
+            for k, line in enumerate(self.lines)
+        ]
+        return replace(self, lines=tuple(lines), meta={**self.meta, "parts": dict(made)})
 
     def save(self) -> None:
         """Write both files, the meta last: the lines are no manifest without it, nor with an older one."""
@@ -170,6 +182,11 @@ def portable(dataset: str, folder: Path) -> str:
         return dataset
     relative = Path(os.path.relpath(dataset, folder)).as_posix()
     return relative if relative.split("/")[0] == ".." else f"./{relative}"
+
+
+def number(value: float) -> float | None:
+    """A JSON number of nine digits, which tell any two float32 apart; null for NaN."""
+    return None if np.isnan(value) else float(f"{value:.9g}")
 
 
 @dataclass(frozen=True)
@@ -277,10 +294,12 @@ def _compare(manifest: Manifest, data: str | Path | Examples | None) -> Report:
         examples, name = data, data.dataset or "memory"
     else:
         place = _place(manifest, data)
-        examples, name = read_examples(place, manifest.meta["dataset"]["columns"]), str(place)
+        # A row that was left out for its image still has its place.
+        examples = read_examples(place, manifest.meta["dataset"]["columns"], skip_broken=True)
+        name = str(place)
     found = {example.row: example.id for example in examples}
     places = {example.id: example.row for example in reversed(examples)}
-    end = max(found, default=-1)
+    end = max((*found, *(row for row, _ in examples.skipped)), default=-1)
 
     gone = [line for line in manifest.lines if found.get(line["row"]) != line["id"]]
     lost = [line["row"] for line in gone if line["id"] not in places]

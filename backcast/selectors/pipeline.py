@@ -13,11 +13,14 @@ from backcast.errors import InputError
 from backcast.files import sha256
 from backcast.selectors.budget import parse_budget
 from backcast.selectors.dedup import Dedup
-from backcast.selectors.evidence import Evidence, HasFeatures
+from backcast.selectors.evidence import Evidence, HasFeatures, HasParts
 from backcast.selectors.facility_location import FacilityLocation
+from backcast.selectors.image_needed import ImageNeeded
+from backcast.selectors.modality_balance import ModalityBalance
+from backcast.selectors.one_sided_harm import OneSidedHarm
 from backcast.selectors.random import Random
 from backcast.selectors.round_robin import RoundRobin
-from backcast.selectors.selection import Filter, Selection, Selector
+from backcast.selectors.selection import Dropped, Filter, Selection, Selector
 from backcast.selectors.top_k import TopK
 
 if TYPE_CHECKING:  # attribution imports torch
@@ -28,11 +31,17 @@ SELECTORS: dict[str, type[Selector]] = {
     "top_k": TopK,
     "round_robin": RoundRobin,
     "facility_location": FacilityLocation,
+    "modality_balance": ModalityBalance,
 }
 
 FILTERS: dict[str, type[Filter]] = {
     "dedup": Dedup,
+    "image_needed": ImageNeeded,
+    "one_sided_harm": OneSidedHarm,
 }
+
+#: The methods that look at the parts of the scores.
+BY_PARTS = frozenset({"modality_balance", "image_needed", "one_sided_harm"})
 
 
 def select(
@@ -42,6 +51,7 @@ def select(
     seed: int = 0,
     *,
     features: HasFeatures | np.ndarray | None = None,
+    parts: HasParts | Mapping[str, np.ndarray] | None = None,
     **params: Any,
 ) -> Selection:
     """Choose a subset of the scored examples.
@@ -56,22 +66,28 @@ def select(
         seed: of every random draw; each method has its own stream.
         features: (n, d), the pool's sketch store or an array in the pool's order, for the methods that
             compare examples with each other.
+        parts: the scores split by modality, for the methods that look at that: a `Parts`, or modality → (n,) signed
+            parts in the pool's order; see `Evidence`. Where given, the manifest tells those of the chosen rows.
         **params: the selector's parameters (``balance="source"``), or a stage's by its name
             (``dedup={"threshold": 0.95}``).
 
     Raises:
-        InputError: an unknown method or parameter, a budget that is out of range, or evidence that the method
-            needs and was not given.
+        InputError: an unknown method or parameter, a budget that is out of range, evidence that the method
+            needs and was not given or that is another pool's, or filters that leave no example.
     """
     names, (*filters, selector) = parse_method(method, params)
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise InputError(f"seed {seed!r}: it must be a whole number from 0 up")
-    evidence = Evidence.of(scores, features)
+    evidence = Evidence.of(scores, features, parts)
     count = parse_budget(budget, len(evidence))
 
-    kept, left = np.arange(len(evidence)), evidence
-    for stage in filters:
-        keep = stage.keep(left)
+    kept, left, dropped = np.arange(len(evidence)), evidence, []
+    for name, stage in zip(names, filters, strict=False):
+        drops = stage.drop(left)
+        dropped += [Dropped(name, reason, kept[positions]) for reason, positions in drops.items()]
+        keep = np.delete(np.arange(len(left)), np.concatenate([*drops.values()]))
+        if not len(keep):
+            raise InputError(f"{name}: drops all of the {len(left)} examples that it was given; leave it out")
         kept, left = kept[keep], left.take(keep)
     method = " | ".join(names)
     chosen = selector.select(left, min(count, len(left)), _generator(int(seed), method))
@@ -82,18 +98,22 @@ def select(
             "params": {name: asdict(stage) for name, stage in zip(names, [*filters, selector], strict=True)},
         },
         "seed": int(seed),
-        **_made(scores),
+        **_made(scores, parts),
     }
-    return replace(chosen, evidence=evidence, indices=kept[chosen.indices], why=why)
+    return replace(chosen, evidence=evidence, indices=kept[chosen.indices], why=why, dropped=tuple(dropped))
 
 
-def _made(scores: Scores | Rows) -> dict[str, Any]:
-    """What the scores were made with and from."""
+def _made(scores: Scores | Rows, parts: object) -> dict[str, Any]:
+    """What the scores were made with and from, and how they were split, if they were."""
+    # the parts' origin is the scores', and names places as absolute paths, which a manifest does not
+    how = {name: value for name, value in getattr(parts, "made", {}).items() if name != "origin"}
+    split = {} if parts is None else {"parts": how}
     if isinstance(scores, Rows):
-        return {"scores": None, "origin": {}}
+        return {"scores": None, "origin": {}, **split}
     return {
         "scores": {"method": scores.method, "params": dict(scores.params)},
         "origin": dict(scores.origin),
+        **split,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,16 +37,16 @@ class Random:
         keys = rng.bit_generator.random_raw(len(evidence))
         order = evidence.by_id[np.argsort(keys, kind="stable")]
         if self.balance == "source":
-            order = order[np.argsort(_turns([evidence.rows.sources[i] for i in order]), kind="stable")]
+            order = order[np.argsort(turns([evidence.rows.sources[i] for i in order]), kind="stable")]
         chosen = order[:budget]
         return Selection(evidence, chosen, np.full(len(chosen), np.nan))
 
 
-def _turns(sources: list[str]) -> list[int]:
-    """How many of the same source came before each."""
+def turns(groups: Iterable[str]) -> list[int]:
+    """How many of the same group came before each: its turn, when the groups take turns."""
     seen: Counter[str] = Counter()
-    turns = []
-    for source in sources:
-        turns.append(seen[source])
-        seen[source] += 1
-    return turns
+    found = []
+    for group in groups:
+        found.append(seen[group])
+        seen[group] += 1
+    return found

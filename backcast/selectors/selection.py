@@ -14,10 +14,28 @@ import numpy as np
 from backcast.data.examples import Rows
 from backcast.errors import InputError
 from backcast.selectors.evidence import Evidence, take_rows
-from backcast.selectors.manifest import Manifest, portable
+from backcast.selectors.manifest import Manifest, number, portable
 
 #: How many of the targets that a row serves best its manifest line names.
 TARGETS = 3
+
+#: How many of the rows that filters dropped a manifest lists; it counts them all.
+LISTED = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Dropped:
+    """The examples that a filter kept from the selector for one reason.
+
+    Attributes:
+        filter: its name.
+        reason: in the filter's own words.
+        indices: positions in the pool, ascending; often none.
+    """
+
+    filter: str
+    reason: str
+    indices: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +47,14 @@ class Selection:
         indices: (k,) positions in the pool, the first pick first.
         gains: (k,) float64, by how much each pick raised the selector's objective; NaN where it has none.
         why: the budget asked and got, the selector and its parameters, the seed, and what made the scores.
+        dropped: what the filters took out, an entry for every filter and reason.
     """
 
     evidence: Evidence
     indices: np.ndarray
     gains: np.ndarray
     why: Mapping[str, Any] = field(default_factory=dict)
+    dropped: tuple[Dropped, ...] = ()
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -66,25 +86,46 @@ class Selection:
                 "fingerprint": pool.fingerprint,
                 "n": len(pool),
             },
+            "dropped": self._told(),
             "versions": {"python": python_version(), "numpy": np.__version__, "backcast": _own_version()},
         }
         manifest = Manifest(Path(path), tuple(self._line(k) for k in range(len(self))), meta)
         manifest.save()
         return manifest
 
+    def _told(self) -> dict[str, Any]:
+        """What the filters dropped: how many by filter and reason, and the first `LISTED` rows of the pool's order."""
+        rows = self.evidence.rows
+        counts: dict[str, dict[str, int]] = {}
+        for group in self.dropped:
+            by_reason = counts.setdefault(group.filter, {})
+            by_reason[group.reason] = by_reason.get(group.reason, 0) + len(group.indices)
+        listed = sorted(
+            (i, group.filter, group.reason) for group in self.dropped for i in group.indices[:LISTED]
+        )
+        return {
+            "total": sum(len(group.indices) for group in self.dropped),
+            "reasons": counts,
+            "rows": [
+                {"row": int(rows.rows[i]), "id": rows.ids[i], "filter": name, "reason": reason}
+                for i, name, reason in listed[:LISTED]
+            ],
+        }
+
     def _line(self, k: int) -> dict[str, Any]:
         i = self.indices[k]
-        rows, scored = self.evidence.rows, self.evidence.scores is not None
-        return {
+        rows, scored, parts = self.evidence.rows, self.evidence.scores is not None, self.evidence.parts
+        line = {
             "row": int(rows.rows[i]),
             "id": rows.ids[i],
             "source": rows.sources[i],
             "rank": k + 1,
-            "score": _number(self.evidence.mean[i]) if scored else None,
-            "gain": _number(self.gains[k]),
+            "score": number(self.evidence.mean[i]) if scored else None,
+            "gain": number(self.gains[k]),
             "weight": 1.0,
             "targets": self._served(i),
         }
+        return line if parts is None else {**line, "parts": {name: number(parts[name][i]) for name in parts}}
 
     def _served(self, i: int) -> list[dict[str, Any]]:
         """The targets that example ``i`` serves best, best first."""
@@ -92,7 +133,7 @@ class Selection:
             return []
         scores, names = self.evidence.scores[i], self.evidence.targets
         best = np.argsort(-scores, kind="stable")[:TARGETS]
-        return [{"target": names[t], "score": _number(scores[t])} for t in best]
+        return [{"target": names[t], "score": number(scores[t])} for t in best]
 
 
 class Selector(Protocol):
@@ -104,10 +145,11 @@ class Selector(Protocol):
 
 
 class Filter(Protocol):
-    """Says which examples a selector may see; its parameters are the fields of a frozen dataclass."""
+    """Says which examples a selector may not see, and why; its parameters are the fields of a frozen dataclass."""
 
-    def keep(self, evidence: Evidence) -> np.ndarray:
-        """The positions to keep, ascending; at least one."""
+    def drop(self, evidence: Evidence) -> Mapping[str, np.ndarray]:
+        """reason → positions to drop, ascending, each under one reason; every reason it has, also those that drop
+        none."""
         ...
 
 
@@ -118,11 +160,6 @@ def _portable_target(why: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
         return why
     target = {**origin["target"], "dataset": portable(origin["target"]["dataset"], folder)}
     return {**why, "origin": {**origin, "target": target}}
-
-
-def _number(value: float) -> float | None:
-    """A JSON number of nine digits, which tell any two float32 apart; null for NaN."""
-    return None if np.isnan(value) else float(f"{value:.9g}")
 
 
 def _own_version() -> str:

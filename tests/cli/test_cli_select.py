@@ -17,9 +17,11 @@ from cli_cases import (
     write_parquet,
 )
 
-from backcast.attribution import SketchStore
+from backcast.attribution import Scores, SketchStore
 from backcast.data import read_examples
-from backcast.selectors import Manifest, load_subset
+from backcast.multimodal.parts import Parts, Split
+from backcast.selectors import Manifest, driven, load_subset
+from backcast.selectors.modality import MODALITIES
 
 FORMATS = {
     "prompt and response, JSONL": (write_jsonl, "pool.jsonl", list),
@@ -73,7 +75,14 @@ def test_from_pictures_to_a_subset(backcast, images, tmp_path):
         out,
     ]
     found = backcast("select", *words, "-m", "dedup | facility_location", "--json").json
-    assert found == {"subset": str(out), "examples": 8, "method": "dedup | facility_location", "budget": "8"}
+    assert found == {
+        "subset": str(out),
+        "examples": 8,
+        "method": "dedup | facility_location",
+        "budget": "8",
+        "dropped": Manifest.load(out).meta["dropped"]["reasons"],
+    }
+    assert list(found["dropped"]) == ["dedup"]
     assert json.loads((tmp_path / "subset.meta.json").read_text())["origin"]["model"] == "CLIP"
     assert backcast("check", out, "--json").json["ok"] is True
     rows = load_subset(out)
@@ -128,6 +137,77 @@ def test_columns_of_the_users_own_names(backcast, text, tmp_path):
     assert sorted(Manifest.load(out).rows.tolist()) == [0, 1, 2]
     assert backcast("check", out).code == 0
     assert load_subset(out)["id"] == Manifest.load(out).rows.tolist()
+
+
+# ------------------------------------------------------------------ by the parts of the scores
+
+
+@pytest.fixture
+def by_parts(images, tmp_path) -> tuple[Path, Path]:
+    """Files of scores and of parts: images harm rows 0 to 4, texts rows 5 and 6; row 7 is flagged."""
+    pool = read_examples(images.pool).index
+    values = np.linspace(1, 0, 40)
+    Scores(values[:, None].astype(np.float32), pool, ("t",), "grad_dot", {}, {}).save(tmp_path / "scores")
+    image, text = np.where(np.arange(40) % 2, 3.0, 1.0), np.ones(40)
+    image[:5], text[5:7], text[7] = -2, -9, -99
+    parts = {"image": image, "text": text}
+    split = Split(values, np.zeros(40), parts, image - text, np.where(np.arange(40) == 7, 0.5, 0.0))
+    Parts(pool, {"mean": split}).save(tmp_path / "parts.parquet")
+    return tmp_path / "scores", tmp_path / "parts.parquet"
+
+
+def test_rows_harmful_through_one_modality_are_dropped_and_told(backcast, by_parts, tmp_path):
+    scores, parts = by_parts
+    out = tmp_path / "subset.jsonl"
+    words = ["--scores", scores, "--parts", parts, "-m", "one_sided_harm | top_k", "--budget", 6, "-o", out]
+    done = backcast("select", *words)
+    assert done.code == 0, done.err
+    assert "dropped   one_sided_harm (image: 5, text: 2)" in done.out
+    told = backcast("select", *words, "--json").json["dropped"]
+    assert told == {"one_sided_harm": {"image": 5, "text": 2}}
+
+    manifest = Manifest.load(out)
+    assert manifest.rows.tolist() == [7, 8, 9, 10, 11, 12]
+    assert manifest.lines[0]["parts"] == {"image": None, "text": None, "interaction": None}
+    assert manifest.lines[2]["parts"] == {"image": 3, "text": 1, "interaction": 2}
+    assert [(row["row"], row["reason"]) for row in manifest.meta["dropped"]["rows"]] == [
+        *((row, "image") for row in range(5)),
+        (5, "text"),
+        (6, "text"),
+    ]
+    assert backcast("check", out).code == 0
+
+
+def test_one_shot_with_parts(backcast, images, by_parts, tmp_path):
+    """The classes take turns: image-driven and text-driven rows are as many."""
+    words = ["select", "--model", images.model, "--train", images.pool, "--target", images.target]
+    out = tmp_path / "subset.jsonl"
+    method = ["-m", "modality_balance", "--budget", 6, "-o", out]
+    done = backcast(*words, *method, "--parts", by_parts[1])
+    assert done.code == 0, done.err
+    kinds = driven(
+        {m: np.array([line["parts"][m] or 0 for line in Manifest.load(out).lines]) for m in MODALITIES}
+    )
+    assert kinds.tolist() == ["image", "text", "mixed"] * 2
+
+
+def test_parts_that_are_missing_or_anothers_are_refused_at_once(backcast, images, by_parts, tmp_path):
+    words = ["select", "--model", images.model, "--train", images.pool, "--target", images.target]
+    out = ["-o", tmp_path / "subset.jsonl", "-m", "image_needed | top_k"]
+    slips = {
+        "image_needed | top_k: needs the pool's scores split by modality": [],
+        "gone.parquet: no such file": ["--parts", tmp_path / "gone.parquet"],
+        f"{by_parts[0]}: not a file of parts": ["--parts", by_parts[0]],
+    }
+    for says, more in slips.items():
+        done = backcast(*words, *out, *more)
+        assert (done.code, len(done.err.splitlines())) == (2, 1)
+        assert says in done.err
+    words[4] = images.test
+    done = backcast(*words, *out, "--parts", by_parts[1])
+    assert done.code == 2
+    assert "the parts are those of 40 other examples than the 10 of the pool" in done.err
+    assert not (tmp_path / "subset.sketches").exists()
 
 
 # ------------------------------------------------------------------ does it still fit?

@@ -37,9 +37,18 @@ def points(n: int, d: int, seed: int = 0) -> np.ndarray:
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
 
 
+def parts(n: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Signed parts in which every class and every sign occurs, and one row in nine has no split."""
+    rng = np.random.default_rng(seed + 2)
+    found = {name: rng.normal(size=n) * rng.integers(0, 4, n) for name in ("image", "text", "interaction")}
+    for part in found.values():
+        part[4::9] = np.nan
+    return found
+
+
 def evidence(n: int, m: int = 3, d: int = 6, seed: int = 0) -> Evidence:
     values = np.random.default_rng(seed + 1).normal(size=(n, m))
-    return Evidence.of(scores(values), points(n, d, seed))
+    return Evidence.of(scores(values), points(n, d, seed), parts(n, seed))
 
 
 def shuffled(pool: Evidence, seed: int) -> Evidence:

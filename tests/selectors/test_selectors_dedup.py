@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from selectors_cases import evidence, points, rows, scores, shuffled
+from selectors_cases import evidence, parts, points, rows, scores, shuffled
 
 from backcast.errors import InputError
 from backcast.selectors import SELECTORS, Evidence, select
@@ -24,6 +24,12 @@ def oracle(x: np.ndarray, threshold: float) -> list[int]:
                 group[i] = start
                 reached += [int(j) for j in np.flatnonzero(close[i]) if group[j] < 0]
     return group
+
+
+def kept(dedup: Dedup, pool: Evidence) -> list[int]:
+    dropped = dedup.drop(pool)
+    assert list(dropped) == ["near-duplicate"]
+    return np.delete(np.arange(len(pool)), dropped["near-duplicate"]).tolist()
 
 
 @settings(max_examples=40, deadline=None)
@@ -63,24 +69,24 @@ def test_copies_count_at_threshold_one_and_zeros_never() -> None:
 def test_the_best_member_stays_then_the_smallest_id() -> None:
     x = np.repeat(points(2, 16), 3, axis=0)
     pool = rows(6, ids=["f", "e", "d", "c", "b", "a"])
-    assert Dedup().keep(Evidence.of(pool, x)).tolist() == [2, 5]
+    assert kept(Dedup(), Evidence.of(pool, x)) == [2, 5]
     seen = Evidence.of(scores([[1], [5], [5], [2], [0], [1]], pool), x)
-    assert Dedup().keep(seen).tolist() == [2, 3]
+    assert kept(Dedup(), seen) == [2, 3]
 
 
 def test_the_order_of_the_pool_does_not_matter() -> None:
     pool = evidence(60, d=3)
     other = shuffled(pool, 1)
-    kept, others = Dedup(0.9).keep(pool), Dedup(0.9).keep(other)
-    assert 1 < len(kept) < 60
-    assert {pool.rows.ids[i] for i in kept} == {other.rows.ids[i] for i in others}
+    ours, theirs = kept(Dedup(0.9), pool), kept(Dedup(0.9), other)
+    assert 1 < len(ours) < 60
+    assert {pool.rows.ids[i] for i in ours} == {other.rows.ids[i] for i in theirs}
 
 
 @pytest.mark.parametrize("method", SELECTORS)
 def test_it_goes_before_any_selector(method: str) -> None:
     x = np.repeat(points(20, 32), 3, axis=0)
     seen = scores(np.random.default_rng(2).normal(size=(60, 2)))
-    chosen = select(seen, "40%", f"dedup | {method}", features=x)
+    chosen = select(seen, "40%", f"dedup | {method}", features=x, parts=parts(60))
     assert len(chosen) == 20 == chosen.why["budget"]["got"]
     assert chosen.why["budget"]["asked"] == "40%"
     assert sorted(chosen.indices // 3) == list(range(20))

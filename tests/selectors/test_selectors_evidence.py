@@ -104,6 +104,10 @@ def test_taking_a_part_keeps_all_in_step() -> None:
     np.testing.assert_array_equal(part.mean, whole.mean[[4, 1, 8]])
     assert whole.features is not None
     np.testing.assert_array_equal(part.features, whole.features[[4, 1, 8]])
+    assert whole.parts is not None
+    assert part.parts is not None
+    for name in ("image", "text", "interaction"):
+        np.testing.assert_array_equal(part.parts[name], whole.parts[name][[4, 1, 8]])
 
 
 def test_the_selectors_do_not_import_torch() -> None:

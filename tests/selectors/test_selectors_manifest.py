@@ -7,13 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from datasets import Dataset
 from PIL import Image
-from selectors_cases import points, rows, scores
+from selectors_cases import parts, points, rows, scores
 
 from backcast.attribution.scores import Scores
 from backcast.data import Examples, read_examples
@@ -104,6 +105,88 @@ def test_rows_alone_leave_scores_and_gains_empty(tmp_path: Path) -> None:
     assert saved.dataset == ""
 
 
+# ------------------------------------------------------------------ parts, and what filters dropped
+
+
+def test_a_line_carries_the_parts_of_its_row(pool: Path, tmp_path: Path) -> None:
+    found = parts(N)
+    select(score(pool), N, "top_k", parts=found).save(tmp_path / "subset.jsonl")
+    lines = Manifest.load(tmp_path / "subset.jsonl").lines
+    assert len(lines) == N
+    for line in lines:
+        assert list(line["parts"]) == ["image", "text", "interaction"]
+        for name, part in line["parts"].items():
+            if line["row"] % 9 == 4:  # it has no split
+                assert part is None
+            else:
+                assert part == pytest.approx(found[name][line["row"]], rel=1e-8, abs=0)
+
+
+def test_the_meta_file_tells_what_every_filter_dropped(pool: Path, tmp_path: Path) -> None:
+    signs = {"image": np.r_[[-3.0, 1, -3], np.ones(N - 3)], "text": np.r_[[1.0, -3, 1], np.ones(N - 3)]}
+    x = points(N, 64)
+    x[[11, 7]] = x[5]
+    chosen = select(
+        scores(-np.arange(N)[:, None], read_examples(pool).index),
+        "20%",
+        "dedup | one_sided_harm | top_k",
+        features=x,
+        parts=signs,
+    )
+    ids = chosen.evidence.rows.ids
+    assert chosen.save(tmp_path / "subset.jsonl").meta["dropped"] == {
+        "total": 5,
+        "reasons": {"dedup": {"near-duplicate": 2}, "one_sided_harm": {"image": 2, "text": 1}},
+        "rows": [
+            {"row": 0, "id": ids[0], "filter": "one_sided_harm", "reason": "image"},
+            {"row": 1, "id": ids[1], "filter": "one_sided_harm", "reason": "text"},
+            {"row": 2, "id": ids[2], "filter": "one_sided_harm", "reason": "image"},
+            {"row": 7, "id": ids[7], "filter": "dedup", "reason": "near-duplicate"},
+            {"row": 11, "id": ids[11], "filter": "dedup", "reason": "near-duplicate"},
+        ],
+    }
+
+
+def test_many_dropped_rows_are_counted_and_the_first_thousand_listed(tmp_path: Path) -> None:
+    n = 3000
+    harm = np.where(np.arange(n) % 2, -1.0, 0.0)
+    found = {"image": np.where(np.arange(n) < 1500, harm, 0), "text": np.where(np.arange(n) < 1500, 0, harm)}
+    chosen = select(rows(n), 1500, "one_sided_harm | random", parts=found)
+    assert sorted(np.concatenate([d.indices for d in chosen.dropped])) == list(range(1, n, 2))
+    told = chosen.save(tmp_path / "subset.jsonl").meta["dropped"]
+    assert told["total"] == 1500
+    assert told["reasons"] == {"one_sided_harm": {"image": 750, "text": 750}}
+    assert [row["row"] for row in told["rows"]] == list(range(1, 2001, 2))
+    assert [row["reason"] for row in told["rows"]] == ["image"] * 750 + ["text"] * 250
+
+
+def test_the_meta_file_tells_how_the_scores_were_split(pool: Path, tmp_path: Path) -> None:
+    made = {
+        "method": "shapley",
+        "score": {"method": "tracin"},
+        "origin": {"target": "/somewhere/wanted.jsonl"},
+    }
+    split = SimpleNamespace(rows=read_examples(pool).index, parts=parts(N), made=made)
+    meta = select(score(pool), 3, "top_k", parts=split).save(tmp_path / "subset.jsonl").meta
+    assert meta["parts"] == {"method": "shapley", "score": {"method": "tracin"}}
+    assert select(score(pool), 3, "top_k", parts=parts(N)).save(tmp_path / "subset.jsonl").meta["parts"] == {}
+
+
+def test_without_filters_and_parts_nothing_is_told_of_them(manifest: Path, pool: Path) -> None:
+    saved = select(score(pool), 3, "top_k").save(manifest)
+    assert saved.meta["dropped"] == {"total": 0, "reasons": {}, "rows": []}
+    assert all("parts" not in told for told in (saved.meta, *saved.lines))
+
+
+def test_a_manifest_from_before_there_were_parts_still_loads(manifest: Path) -> None:
+    beside = manifest.with_name("subset.meta.json")
+    meta = json.loads(beside.read_text())
+    del meta["dropped"]
+    beside.write_text(json.dumps(meta))
+    assert check(manifest)
+    assert len(load_subset(manifest)) == 6
+
+
 # ------------------------------------------------------------------ the same bytes again
 
 AGAIN = """
@@ -120,6 +203,8 @@ def run_once(folder: Path) -> dict[str, bytes]:
     chosen = select(score(pool), "40%", "dedup | facility_location", 5, features=points(N, 8))
     chosen.save(folder / "subsets" / "facility_location.jsonl")
     select(score(pool), "40%", "random", 5, balance="source").save(folder / "subsets" / "random.jsonl")
+    by_parts = select(score(pool), "40%", "one_sided_harm | modality_balance", parts=parts(N))
+    by_parts.save(folder / "subsets" / "parts.jsonl")
     return {file.name: file.read_bytes() for file in (folder / "subsets").iterdir()}
 
 
@@ -129,7 +214,7 @@ def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
     subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "2", "PYTHONHASHSEED": "1"}, check=True)
     there = {file.name: file.read_bytes() for file in (tmp_path / "there" / "subsets").iterdir()}
     here = run_once(tmp_path / "here")
-    assert len(here) == 4
+    assert len(here) == 6
     assert here == there
 
 

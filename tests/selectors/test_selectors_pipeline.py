@@ -6,18 +6,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from selectors_cases import points, rows, scores
+from selectors_cases import parts, points, rows, scores
 
 from backcast.errors import InputError
-from backcast.selectors import SELECTORS, select
+from backcast.selectors import FILTERS, SELECTORS, select
 
 POOL = scores(np.random.default_rng(0).normal(size=(40, 3)))
 X = points(40, 8)
+PARTS = parts(40)
 
 
-@pytest.mark.parametrize("method", [*SELECTORS, *(f"dedup|{name}" for name in SELECTORS)])
+@pytest.mark.parametrize(
+    "method", [*SELECTORS, *(f"{name}|{then}" for name in FILTERS for then in SELECTORS)]
+)
 def test_one_seed_one_subset(method: str) -> None:
-    first, second = (select(POOL, "25%", method, seed=7, features=X) for _ in range(2))
+    first, second = (select(POOL, "25%", method, seed=7, features=X, parts=PARTS) for _ in range(2))
     assert len(first) == 10 == len(set(first.indices.tolist()))
     assert first.indices.tolist() == second.indices.tolist()
     np.testing.assert_array_equal(first.gains, second.gains)
@@ -63,7 +66,7 @@ def test_a_stage_takes_its_parameters_by_its_name_or_loose() -> None:
     [
         ("best", {}, "'best' is no selector; a method is a selector .random, top_k, "),
         ("", {}, "'' is no selector"),
-        ("dedup", {}, "'dedup' is no selector; .* after any filters .dedup."),
+        ("dedup", {}, "'dedup' is no selector; .* after any filters .dedup, "),
         ("top_k | random", {}, "'top_k' is no filter"),
         ("dedup | | random", {}, "'' is no filter"),
         ("top_k", {"threshold": 0.9}, "top_k: no parameter 'threshold'; it has none"),
