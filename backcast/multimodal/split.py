@@ -2,383 +2,375 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from captum.attr import IntegratedGradients
+from safetensors.numpy import load_file, save
 from torch import Tensor, nn
 
 from backcast.attribution import Checkpoint, SketchStore
-from backcast.attribution.collect import evaluation_mode, tracked_weights, visiting
+from backcast.attribution.collect import batches_of, evaluation_mode, tracked_weights, uncompiled, visiting
 from backcast.attribution.gradients.opened import opened
+from backcast.attribution.problem import Problem
 from backcast.data import Examples
 from backcast.errors import InputError
+from backcast.files import sha256, write_atomic
+from backcast.multimodal.baselines import Baseline, Reference
+from backcast.multimodal.directions import Direction, directions
+from backcast.multimodal.line import LINES, Line, gradient
+from backcast.multimodal.parts import Parts, Split
+from backcast.multimodal.shapley import coalitions, interaction, shapley
+from backcast.multimodal.task import MultimodalTask, take
 from backcast.progress import progress
-from backcast.tasks import Batch, on_device
+from backcast.tasks import on_device
 from backcast.tasks.hashes import weights_hash
 
-#: Half the distance, in weight space, between the two losses of the central difference.
-EPSILON = 1e-3
-#: Rows in one forward of the integral.
-AT_ONCE = 256
+#: How the score is divided: along a path, or over coalitions.
+METHODS = ("integrated_gradients", "shapley")
+#: Steps of the integral at first.
+STEPS = 16
+#: The first is what selectors and reports go by; the second tells how much depends on it.
+BASELINES = ("colour+mean", "blur+mask")
 
-
-@runtime_checkable
-class MultimodalTask(Protocol):
-    """What a task adds to `backcast.tasks.Task` so that its scores can be split."""
-
-    def embeddings(self, model: nn.Module) -> dict[str, nn.Module]:
-        """modality → the module whose output (B, ...) is integrated over."""
-
-    def baselines(self, model: nn.Module, batch: Batch, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """modality → embeddings of the same shape that stand for its absence."""
-
-    def maps(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """modality → attributions (B, ...) summed over the embedding dimension, e.g. (B, h, w) and (B, L)."""
-
-    def words(self, caption: str) -> list[str]:
-        """A text's tokens as strings, for a text map's entries from the second on."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """Scores of r examples, split between modalities; everything in the score's own unit and sign.
-
-    Attributes:
-        ids: the examples' content ids.
-        score: (r,) s(x).
-        baseline: (r,) s(b), the score of the example without content.
-        parts: modality → (r,), with Σ parts = s(x) − s(b) up to ``gap``.
-        gap: (r,) |Σ parts − (s(x) − s(b))| / |s(x) − s(b)|, Captum's convergence delta made relative.
-        maps: modality → (r, ...), the parts by patch and by token.
-    """
-
-    ids: tuple[str, ...]
-    score: np.ndarray
-    baseline: np.ndarray
-    parts: dict[str, np.ndarray]
-    gap: np.ndarray
-    maps: dict[str, np.ndarray]
-
-    def flagged(self, tolerance: float = 0.01) -> np.ndarray:
-        """(r,) bool: rows whose parts do not add up, and should not be read."""
-        return ~(self.gap <= tolerance)
-
-    def shares(self) -> dict[str, np.ndarray]:
-        """modality → (r,) |part| / Σ |parts|: magnitudes without signs, zero where nothing contributes."""
-        total = sum(np.abs(part) for part in self.parts.values())
-        return {
-            m: np.divide(np.abs(p), total, out=np.zeros_like(p), where=total > 0)
-            for m, p in self.parts.items()
-        }
+#: A block's results: "score", and for each baseline its columns and its maps, a map an example.
+Block = dict[str, np.ndarray]
 
 
 def split(
     model: nn.Module,
     task: Any,
-    examples: Examples,
+    pool: Examples,
     wanted: Examples,
     *,
     train: SketchStore,
     target: SketchStore,
-    checkpoints: Sequence[Checkpoint] | None = None,
+    score: str = "tracin",
+    rows: Sequence[int] | np.ndarray | None = None,
     groups: Sequence[str] | None = None,
     towards: Sequence[str] | None = None,
-    cosine: bool = True,
+    checkpoints: Sequence[Checkpoint] | None = None,
+    method: str = "integrated_gradients",
+    baselines: Sequence[str] = BASELINES,
+    derivative: str = "difference",
     tolerance: float = 0.01,
     max_steps: int = 512,
-) -> Split:
-    """Split the TracIn score of each example between its modalities by integrated gradients.
+    keep: str | Path | None = None,
+    **params: Any,
+) -> Parts:
+    """Split the scores of examples between their image and their text.
 
-    The score is a scalar function of the example's embeddings e,
+    A score is a scalar function of the example's contents e, its pixels and its token embeddings,
 
-        s(e) = Σ_c η_c ⟨w_c, ∇_θ ℓ(e; θ_c)⟩ / ‖ĝ_c(x)‖,
+        s(e) = Σ_c f_c ⟨w_c, ∇_θ ℓ(e; θ_c)⟩,
 
-    over the tracked weights, where w_c is what `attribute` compares with: the mean of the targets' unit gradients, or
-    the unit mean gradient of a group. The norms are frozen at the stored sketches', so that s(x) is the stored score
-    but for the sketch's noise; without ``cosine`` there are none. The inner product is the central difference
-    [ℓ(θ + εu) − ℓ(θ − εu)] ‖w‖ / 2ε along u = w/‖w‖, which
-    needs first derivatives only; as integrated gradients are linear, each of the two losses is integrated by itself.
-    The integral runs from the task's baseline to e; its steps double until the parts add up.
+    over the tracked weights θ. The direction w_c is a combination of the targets' gradients, and where the score has a
+    preconditioner of the training examples' (`directions`). The factors f_c, rates and norms, are frozen at the stored
+    sketches of x, so that s(x) is the stored score but for the sketch's noise. Labels and template tokens are no
+    players: they stay.
 
     Args:
-        model: as for `collect`; its weights are put back.
-        task: a `Task` that is a `MultimodalTask`.
-        examples: the r examples to split: a shortlist of ``train``'s.
-        wanted: the target examples, in ``target``'s order.
+        model: as for `collect`, in float32 or wider; its weights are put back.
+        task: a `MultimodalTask`.
+        pool: the n training examples, ``train``'s.
+        wanted: the m target examples, ``target``'s.
         train, target: the stores that the scores were computed from.
-        checkpoints: the weights that the stores visited; None for the model's own.
+        score: the scores' method, one of `DIRECTIONS`; its parameters follow as ``params``.
+        rows: the r positions in the pool whose scores to split; without, all.
         groups: a name for each target, as given to `attribute`.
-        towards: for each example, the group whose score is split; without, the mean over all groups or targets.
-        cosine: as given to `attribute`.
-        tolerance: the largest relative gap that stops the doubling.
+        towards: for each of the r rows the group whose score is split; without, the mean over all groups or targets.
+        checkpoints: the weights that the stores visited; None for the model's own.
+        method: ``integrated_gradients``, with maps by patch and by word, or ``shapley``, exact and with four
+            evaluations far cheaper.
+        baselines: what stands for absence, IMAGE+TEXT of `IMAGES` and `TEXTS`.
+        derivative: ``difference``, or ``exact``: by double backward, the reference.
+        tolerance: the largest relative gap that stops the doubling of the integral's steps, which is a row's own.
         max_steps: of the integral.
+        keep: a folder that blocks of rows are kept in, so that a killed call resumes.
+
+    Returns:
+        `Parts` of the r examples.
 
     Raises:
-        InputError: an example that ``train`` does not hold, targets that are not ``target``'s, weights or a task other
-            than the stores', an unknown group.
+        InputError: examples that are not the stores', weights or a task other than theirs, tracked token embeddings,
+            weights in half precision, or an unknown score, group, method or baseline.
 
-    Sources: Sundararajan et al. 2017, Axiomatic attribution for deep networks, equation 1; Captum's implementation.
+    Sources: `Line` and `shapley` name them.
     """
-    _check(task, examples, wanted, train, target, groups, towards)
-    place = {identity: row for row, identity in enumerate(train.rows.ids)}
-    rows = np.array([place[identity] for identity in examples.index.ids])
-    total: dict[str, Any] = {}
+    problem = Problem(train, target, score, groups=groups)
+    rows = np.arange(len(pool)) if rows is None else np.asarray(rows)
+    _check(task, pool, wanted, problem, rows, towards)
+    for value, known, kind in ((method, METHODS, "method"), (derivative, tuple(LINES), "derivative")):
+        if value not in known:
+            raise InputError(f"{kind} {value!r} does not exist; choose {' or '.join(known)}")
+    terms = directions(problem, params)
+    made = {
+        "method": method,
+        "derivative": derivative,
+        "score": {"method": score, "params": params},
+        "towards": "groups" if towards else "mean",
+        "baselines": list(baselines),
+        "origin": problem.origin,
+    }
+    rest = [tolerance, max_steps, rows.tolist(), towards, pool.index.fingerprint]
+    run = _Run(model, task, pool, wanted, rows, method, derivative, tolerance, max_steps)
+    run.kept = None if keep is None else _Kept(Path(keep), sha256(repr([made, rest])))
+    total: dict[str, np.ndarray] = {}
     with (
         evaluation_mode(model),
-        progress("split by modality", len(train.checkpoints) * len(examples)) as done,
+        uncompiled(model),
+        progress(f"split by modality ({method.replace('_', ' ')})", len(terms) * len(rows)) as done,
     ):
-        for c, described in enumerate(train.checkpoints):
-            rates = described["learning_rate"] * _scales(train.sketches(c)[rows], cosine)
-            with visiting(model, checkpoints[c] if checkpoints else None):
-                if weights_hash(model) != described["sha256"]:
-                    raise InputError(
-                        f"{train.path}: was collected at other weights (checkpoint {c + 1}, {described['name']}); "
-                        "give its own checkpoints"
-                    )
-                with opened(model):
-                    task.prepare(model)
-                    weights = tracked_weights(model, task)
-                    directions = _directions(target.sketches(c), groups, towards, len(examples), cosine)
-                    for amounts, chosen in directions:
-                        line = _Line(model, task, weights, _direction(model, task, wanted, weights, amounts))
-                        for block in np.array_split(chosen, -(-len(chosen) // 16)):
-                            result = line.integrate(examples[block], tolerance, max_steps)
-                            _accumulate(total, block, len(examples), rates[block], result)
-                            done(len(block))
-    change = total["score"] - total["baseline"]
-    summed = sum(total["parts"].values())
-    return Split(
-        ids=examples.index.ids,
-        gap=np.abs(summed - change) / np.maximum(np.abs(change), 1e-30),
-        **total,
-    )
+        references = [Baseline(name, Reference(task, pool)) for name in baselines]
+        for term in terms:
+            with visiting(model, checkpoints[term.checkpoint] if checkpoints else None):
+                _check_weights(model, train, term.checkpoint)
+                for block, result in run.at(term, _courses(problem, towards, len(rows)), references):
+                    _accumulate(total, result, block, len(rows), term.factors[rows[block]])
+                    done(len(block))
+    splits = {name: _split(total, name, len(rows), method == "integrated_gradients") for name in baselines}
+    return Parts(pool[rows].index, splits, made)
+
+
+class _Run:
+    """What all checkpoints of a split have in common."""
+
+    kept: _Kept | None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: MultimodalTask,
+        pool: Examples,
+        wanted: Examples,
+        rows: np.ndarray,
+        method: str,
+        derivative: str,
+        tolerance: float,
+        max_steps: int,
+    ) -> None:
+        self.model, self.task, self.pool, self.wanted = model, task, pool, wanted
+        self.examples = pool[rows]
+        self.method, self.derivative = method, derivative
+        self.tolerance, self.max_steps = tolerance, max_steps
+
+    def at(
+        self, term: Direction, courses: Sequence[tuple[np.ndarray, np.ndarray]], baselines: Sequence[Baseline]
+    ) -> Iterator[tuple[np.ndarray, Block]]:
+        """(places among the rows, results) of one checkpoint's blocks, the model being there."""
+        with opened(self.model):
+            self.task.prepare(self.model)
+            weights = tracked_weights(self.model, self.task)
+            _check_embeddings(self.task.token_embeddings(self.model), weights)
+            for place, (mixture, chosen) in enumerate(courses):
+                line: Line | None = None
+                for b, pack in enumerate(self._packs(chosen)):
+                    name = f"{term.checkpoint}-{place}-{b}"
+                    result = self.kept.get(name) if self.kept else None
+                    if result is None:
+                        line = line or LINES[self.derivative](
+                            self.model, self.task, weights, self._direction(term, mixture, weights)
+                        )
+                        result = self._block(line, self.examples[pack], baselines)
+                        if self.kept:
+                            self.kept.put(name, result)
+                    yield pack, result
+
+    def _packs(self, chosen: np.ndarray) -> list[np.ndarray]:
+        packs = batches_of(self.model, self.task, self.examples[chosen], 32)
+        return [chosen[pack] for pack in packs]
+
+    def _at_once(self, examples: Examples) -> int:
+        """How many points of the path go through the model together: as many examples as a batch holds."""
+        longest = max(examples, key=self.task.length)
+        return len(batches_of(self.model, self.task, [longest] * 32, 32)[0])
+
+    def _direction(self, term: Direction, mixture: np.ndarray, weights: Sequence[Tensor]) -> list[Tensor]:
+        """w for a ``mixture`` (g,) of the groups."""
+        amounts = [(self.wanted, mixture @ term.target)]
+        if term.pool is not None:
+            amounts.append((self.pool, mixture @ term.pool))
+
+        def parts() -> Iterator[tuple[Any, Tensor]]:
+            for examples, amount in amounts:
+                used = examples[np.flatnonzero(amount)]
+                amount = amount[np.flatnonzero(amount)]
+                for pack in batches_of(self.model, self.task, used, 32):
+                    batch = on_device(self.task.collate(used[pack]), self.model)
+                    yield batch, torch.from_numpy(amount[pack])
+
+        return gradient(self.model, self.task, weights, parts())
+
+    def _block(self, line: Line, examples: Examples, baselines: Sequence[Baseline]) -> Block:
+        batch = on_device(self.task.collate(examples), self.model)
+        with torch.no_grad():
+            own = self.task.contents(self.model, batch)
+        result: Block = {}
+        for baseline in baselines:
+            absent = baseline.contents(self.model, examples, batch, own)
+            v = coalitions(line, batch, own, absent)
+            columns = {"baseline": v["none"], "interaction": interaction(v)}
+            if self.method == "shapley":
+                columns |= shapley(v)
+            else:
+                change = v["both"] - v["none"]
+                found = integrate(
+                    line, batch, own, absent, change, self._at_once(examples), self.tolerance, self.max_steps
+                )
+                columns |= {m: values.flatten(1).sum(1) for m, values in found.items()}
+                result |= self._maps(baseline.name, batch, found)
+            result |= {f"{baseline.name}:{name}": _array(values) for name, values in columns.items()}
+            result["score"] = _array(v["both"])
+        return result
+
+    def _maps(self, baseline: str, batch: Any, found: Mapping[str, Tensor]) -> Block:
+        patches = self.task.patches(_array(found["image"]), batch)
+        words = _array(found["text"].sum(-1))
+        players = _array(self.task.players(batch))
+        return {f"{baseline}:image map:{i}": grid for i, grid in enumerate(patches)} | {
+            f"{baseline}:text map:{i}": row[own]
+            for i, (row, own) in enumerate(zip(words, players, strict=True))
+        }
+
+
+def integrate(
+    line: Line,
+    batch: Any,
+    own: Mapping[str, Tensor],
+    baseline: Mapping[str, Tensor],
+    change: Tensor,
+    at_once: int,
+    tolerance: float,
+    max_steps: int,
+) -> dict[str, Tensor]:
+    """Integrated gradients, with as many steps for each example as it needs for parts that add up to ``change`` (B,).
+
+    ``at_once`` points of the paths go through the model together. The steps stop at half the tolerance: a checkpoint's
+    gaps may add up with another's.
+    """
+    steps = STEPS
+    found = {m: torch.zeros_like(values, dtype=torch.float64) for m, values in own.items()}
+    pending = torch.arange(len(change))
+    while len(pending):
+        some = [{m: c[pending.to(c.device)] for m, c in contents.items()} for contents in (own, baseline)]
+        attributed = line.attributions(take(batch, pending), some[0], some[1], steps, at_once)
+        for modality, values in attributed.items():
+            found[modality][pending.to(values.device)] = values
+        summed = sum(values.flatten(1).sum(1) for values in attributed.values())
+        wanted = change[pending.to(change.device)]
+        gap = (summed - wanted).abs() / wanted.abs().clamp(min=1e-30)
+        steps *= 2
+        pending = pending[(gap > tolerance / 2).cpu()] if steps <= max_steps else pending[:0]
+    return found
 
 
 def _check(
     task: Any,
-    examples: Examples,
+    pool: Examples,
     wanted: Examples,
-    train: SketchStore,
-    target: SketchStore,
-    groups: Sequence[str] | None,
+    problem: Problem,
+    rows: np.ndarray,
     towards: Sequence[str] | None,
 ) -> None:
-    if len(examples) == 0:
+    train, target = problem.stores
+    if not isinstance(task, MultimodalTask):
+        raise InputError(f"{type(task).__name__} has a single modality, so there is nothing to split")
+    if len(rows) == 0:
         raise InputError("nothing to split: there are no examples")
     if dict(task.settings()) != train.header.origin.get("settings"):
         raise InputError(
             f"{train.path}: was collected with another loss (its settings or its bank of negatives); "
             "split with the same task"
         )
-    unknown = set(examples.index.ids) - set(train.rows.ids)
-    if unknown:
+    for store, examples, kind in ((train, pool, "training"), (target, wanted, "target")):
+        if examples.index.ids != store.rows.ids:
+            raise InputError(f"{store.path}: its rows are not the {kind} examples; collect them again")
+    for names, count, kind in ((problem.groups, len(wanted), "targets"), (towards, len(rows), "examples")):
+        if names is not None and len(names) != count:
+            raise InputError(f"{len(names)} group names for {count} {kind}; give one for each")
+    if towards is not None and set(towards) - set(problem.groups or ()):
+        unknown = sorted(set(towards) - set(problem.groups or ()))[0]
+        raise InputError(f"no target group is named {unknown!r}")
+
+
+def _check_weights(model: nn.Module, train: SketchStore, checkpoint: int) -> None:
+    described = train.checkpoints[checkpoint]
+    if weights_hash(model) != described["sha256"]:
         raise InputError(
-            f"{train.path}: holds no sketch of example {sorted(unknown)[0]}; split examples of this store"
+            f"{train.path}: was collected at other weights (checkpoint {checkpoint + 1}, {described['name']}); "
+            "give its own checkpoints"
         )
-    if wanted.index.ids != target.rows.ids:
-        raise InputError(f"{target.path}: its rows are not the target examples; collect the target again")
-    for names, rows, kind in ((groups, wanted, "targets"), (towards, examples, "examples")):
-        if names is not None and len(names) != len(rows):
-            raise InputError(f"{len(names)} group names for {len(rows)} {kind}; give one for each")
-    if towards is not None and set(towards) - set(groups or ()):
-        raise InputError(f"no target group is named {sorted(set(towards) - set(groups or ()))[0]!r}")
 
 
-def _directions(
-    target: np.ndarray,
-    groups: Sequence[str] | None,
-    towards: Sequence[str] | None,
-    examples: int,
-    cosine: bool,
+def _check_embeddings(table: nn.Module, weights: Sequence[Tensor]) -> None:
+    """A score is a function of the token embeddings only where their table is not among what it is measured on; and
+    a step of `EPSILON` would be lost in half precision."""
+    if any(weight is own for own in table.parameters() for weight in weights):
+        raise InputError(
+            "the token embeddings are tracked, so they cannot be split over; leave them out in modules()"
+        )
+    if any(weight.dtype.itemsize < 4 for weight in weights):
+        raise InputError(
+            f"weights of {weights[0].dtype} are too coarse to split scores; load the model in float32"
+        )
+
+
+def _courses(
+    problem: Problem, towards: Sequence[str] | None, count: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(each target's amount in the direction, the examples to split along it), a pair for each direction.
-
-    ``target`` are the m targets' (m, k) sketches.
-    """
-    everyone = np.arange(examples)
-    if groups is None:
-        return [(_scales(target, cosine) / len(target), everyone)]
-    by_group = {}
-    for name in dict.fromkeys(groups):
-        member = np.array([group == name for group in groups], dtype=np.float64)
-        member /= member.sum()
-        by_group[name] = member * _scales(member @ target, cosine)
+    """(mixture of the groups (g,), the examples whose score towards it is split), a pair for each direction."""
+    g = len(problem.names)
     if towards is None:
-        return [(np.mean(list(by_group.values()), axis=0), everyone)]
-    return [(by_group[n], everyone[[t == n for t in towards]]) for n in dict.fromkeys(towards)]
-
-
-def _scales(gradients: np.ndarray, cosine: bool) -> np.ndarray:
-    """What a score multiplies each of the (..., k) gradients by: 1/‖g‖, 0 where there is none, or 1."""
-    norms = np.linalg.norm(gradients.astype(np.float64), axis=-1) if cosine else np.ones(gradients.shape[:-1])
-    return np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)
-
-
-def _direction(
-    model: nn.Module, task: Any, wanted: Examples, weights: list[Tensor], amounts: np.ndarray
-) -> list[Tensor]:
-    """Σ_t amounts_t ∇ℓ_t over the tracked weights."""
-    kept = np.flatnonzero(amounts)
-    direction = [torch.zeros_like(weight) for weight in weights]
-    with _requiring_grad(weights):
-        for first in range(0, len(kept), 64):
-            block = kept[first : first + 64]
-            losses = task.loss(model, on_device(task.collate(wanted[block]), model))
-            scale = torch.from_numpy(amounts[block]).to(losses)
-            gradients = torch.autograd.grad((losses * scale).sum(), weights, allow_unused=True)
-            for d, g in zip(direction, gradients, strict=True):
-                if g is not None:
-                    d += g
-    return direction
-
-
-class _Line:
-    """s along one direction w of weight space at one checkpoint, and its integrated gradients."""
-
-    def __init__(self, model: nn.Module, task: Any, weights: list[Tensor], w: list[Tensor]) -> None:
-        self.model, self.task, self.weights = model, task, weights
-        self.length = math.sqrt(sum(d.double().square().sum().item() for d in w))
-        self.unit = [d / max(self.length, 1e-30) for d in w]
-
-    def integrate(self, examples: Examples, tolerance: float, max_steps: int) -> dict[str, Any]:
-        """score, baseline, parts and maps of ``examples``, with as many steps as the worst of them needs."""
-        steps = 32
-        while True:
-            result = self._integrate(examples, steps)
-            change = result["score"] - result["baseline"]
-            gap = np.abs(sum(result["parts"].values()) - change) / np.maximum(np.abs(change), 1e-30)
-            # Half the tolerance: a checkpoint's gaps may add up with another's.
-            if steps >= max_steps or (gap <= tolerance / 2).all():
-                return result
-            steps *= 2
-
-    def _integrate(self, examples: Examples, steps: int) -> dict[str, Any]:
-        batch = on_device(self.task.collate(examples), self.model)
-        modules = self.task.embeddings(self.model)
-        values = self._embed(batch, modules)
-        baselines = self.task.baselines(self.model, batch, values)
-        result: dict[str, Any] = {"score": 0.0, "baseline": 0.0, "parts": {}, "maps": {}}
-        for sign in (1, -1):
-            with self._shifted(sign):
-                amount = sign * self.length / (2 * EPSILON)
-                for modality, attribution in self._attributions(
-                    batch, modules, values, baselines, steps
-                ).items():
-                    _add(result["maps"], modality, amount * attribution.double().cpu().numpy())
-                result["score"] += amount * self._losses(batch, modules, values)
-                result["baseline"] += amount * self._losses(batch, modules, baselines)
-        attributions = {m: torch.from_numpy(a) for m, a in result["maps"].items()}
-        result["parts"] = {m: a.flatten(1).sum(1).numpy() for m, a in attributions.items()}
-        result["maps"] = {m: a.numpy() for m, a in self.task.maps(attributions).items()}
-        return result
-
-    def _attributions(
-        self,
-        batch: Batch,
-        modules: Mapping[str, nn.Module],
-        values: Mapping[str, Tensor],
-        baselines: Mapping[str, Tensor],
-        steps: int,
-    ) -> dict[str, Tensor]:
-        def loss(*inputs: Tensor) -> Tensor:
-            *embeddings, rows = inputs
-            with _substituted({modules[m]: e for m, e in zip(values, embeddings, strict=True)}):
-                return self.task.loss(self.model, _take(batch, rows))
-
-        rows = torch.arange(len(next(iter(values.values()))))
-        attributions = IntegratedGradients(loss).attribute(
-            tuple(values.values()),
-            tuple(baselines[m] for m in values),
-            additional_forward_args=(rows,),
-            n_steps=steps,
-            internal_batch_size=AT_ONCE,
-        )
-        return dict(zip(values, attributions, strict=True))
-
-    @torch.no_grad()
-    def _embed(self, batch: Batch, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-        seen: dict[str, Tensor] = {}
-        with ExitStack() as stack:
-            for modality, module in modules.items():
-
-                def keep(_: nn.Module, __: Any, output: Tensor, modality: str = modality) -> None:
-                    seen[modality] = output.detach()
-
-                stack.callback(module.register_forward_hook(keep).remove)
-            self.task.loss(self.model, batch)
-        return seen
-
-    @torch.no_grad()
-    def _losses(
-        self, batch: Batch, modules: Mapping[str, nn.Module], values: Mapping[str, Tensor]
-    ) -> np.ndarray:
-        with _substituted({modules[m]: value for m, value in values.items()}):
-            return self.task.loss(self.model, batch).double().cpu().numpy()
-
-    @contextmanager
-    def _shifted(self, sign: int) -> Iterator[None]:
-        """The model at θ ± εu; its own weights again on leaving, bit for bit."""
-        own = [weight.detach().clone() for weight in self.weights]
-        try:
-            with torch.no_grad():
-                for weight, unit in zip(self.weights, self.unit, strict=True):
-                    weight.add_(unit, alpha=sign * EPSILON)
-            yield
-        finally:
-            with torch.no_grad():
-                for weight, value in zip(self.weights, own, strict=True):
-                    weight.copy_(value)
-
-
-@contextmanager
-def _substituted(values: Mapping[nn.Module, Tensor]) -> Iterator[None]:
-    """Modules that answer with given outputs instead of their own."""
-    handles = [m.register_forward_hook(lambda _, __, ___, value=value: value) for m, value in values.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _requiring_grad(weights: Sequence[Tensor]) -> Iterator[None]:
-    before = [weight.requires_grad for weight in weights]
-    for weight in weights:
-        weight.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for weight, flag in zip(weights, before, strict=True):
-            weight.requires_grad_(flag)
-
-
-def _take(batch: Batch, rows: Tensor) -> Batch:
-    """The batch's rows, repeated and reordered as ``rows`` says."""
-    chosen = rows.tolist()
-    return {
-        key: value[rows.to(value.device)] if isinstance(value, Tensor) else [value[i] for i in chosen]
-        for key, value in batch.items()
-    }
-
-
-def _add(sums: dict[str, np.ndarray], key: str, value: np.ndarray) -> None:
-    sums[key] = sums[key] + value if key in sums else value
+        return [(np.full(g, 1 / g), np.arange(count))]
+    return [
+        (np.eye(g)[problem.names.index(name)], np.flatnonzero([t == name for t in towards]))
+        for name in dict.fromkeys(towards)
+    ]
 
 
 def _accumulate(
-    total: dict[str, Any], block: np.ndarray, n: int, rates: np.ndarray, result: Mapping[str, Any]
+    total: dict[str, np.ndarray], result: Block, block: np.ndarray, count: int, factors: np.ndarray
 ) -> None:
-    """Add a block's results, each row scaled by its rate, into the arrays of all n rows."""
-    for key, value in result.items():
-        if isinstance(value, dict):
-            _accumulate(total.setdefault(key, {}), block, n, rates, value)
+    """Add a block's results, each example scaled by its factor, to those of all ``count`` examples."""
+    for key, values in result.items():
+        name, _, place = key.rpartition(" map:")
+        if name:
+            i = int(place)
+            key = f"{name} map:{block[i]}"
+            total[key] = total.get(key, 0.0) + factors[i] * values
         else:
-            scaled = value * rates.reshape(-1, *[1] * (value.ndim - 1))
-            total.setdefault(key, np.zeros((n, *value.shape[1:])))[block] += scaled
+            total.setdefault(key, np.zeros(count))[block] += factors * values
+
+
+def _split(total: Mapping[str, np.ndarray], name: str, count: int, maps: bool) -> Split:
+    parts = {modality: total[f"{name}:{modality}"] for modality in ("image", "text")}
+    change = total["score"] - total[f"{name}:baseline"]
+    return Split(
+        total["score"],
+        total[f"{name}:baseline"],
+        parts,
+        total[f"{name}:interaction"],
+        np.abs(sum(parts.values()) - change) / np.maximum(np.abs(change), 1e-30),
+        {m: [total[f"{name}:{m} map:{i}"] for i in range(count)] for m in parts} if maps else None,
+    )
+
+
+def _array(values: Tensor) -> np.ndarray:
+    return values.detach().cpu().numpy()
+
+
+class _Kept:
+    """Blocks' results in a folder below ``folder``, one for each ``key`` of all that they depend on."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder = folder / key[:16]
+
+    def get(self, name: str) -> Block | None:
+        file = self.folder / f"{name}.safetensors"
+        return load_file(file) if file.is_file() else None
+
+    def put(self, name: str, block: Block) -> None:
+        content = save({key: np.ascontiguousarray(values) for key, values in block.items()})
+        write_atomic(self.folder / f"{name}.safetensors", content)

@@ -50,10 +50,11 @@ class CausalLMTask(Task):
         packed: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
+        self.writer = tokenizer  # which has the chat template
         self.reduction = reduction
         self.max_length = max_length
         self.packed = packed
-        self._encode = Encoded(self._tokens_of)
+        self._encode: Encoded[Any] = Encoded(self._tokens_of)
 
     def settings(self) -> dict[str, Any]:
         return {"reduction": self.reduction, "max_length": self.max_length}
@@ -179,8 +180,13 @@ class CausalLMTask(Task):
 
     def _tokens_of(self, example: Example) -> tuple[list[int], list[int]]:
         fields = example.fields
+        if "images" in fields or {"image", "response"} <= fields.keys():
+            raise InputError(
+                f"row {example.row} of {example.source}: is about an image, which a language model does not see; "
+                "use a vision-language model"
+            )
         if "messages" in fields:
-            ids, learnt = self._encode_messages(example)
+            ids, learnt = self._encode_messages(example, fields["messages"])
         elif "text" in fields:
             ids = self.tokenizer(fields["text"])["input_ids"]
             learnt = [True] * len(ids)
@@ -195,6 +201,10 @@ class CausalLMTask(Task):
                 f"row {example.row} of {example.source}: nothing to learn from ({', '.join(sorted(fields))}); "
                 "a language model needs text, messages, or prompt and response"
             )
+        return self._labelled(example, ids, learnt)
+
+    def _labelled(self, example: Example, ids: list[int], learnt: list[bool]) -> tuple[list[int], list[int]]:
+        """The tokens that are kept of an example, and their labels."""
         ids, learnt = ids[: self.max_length], learnt[: self.max_length]
         if not any(learnt[1:]):
             raise InputError(
@@ -203,9 +213,10 @@ class CausalLMTask(Task):
             )
         return ids, [token if learn else IGNORE for token, learn in zip(ids, learnt, strict=True)]
 
-    def _encode_messages(self, example: Example) -> tuple[list[int], list[bool]]:
+    def _encode_messages(
+        self, example: Example, messages: Sequence[dict[str, Any]]
+    ) -> tuple[list[int], list[bool]]:
         """What the assistant writes is learnt: from where the template asks for its turn to where that turn ends."""
-        messages = example.fields["messages"]
         ids = self._chat(example, messages)
         learnt = [False] * len(ids)
         for turn, message in enumerate(messages):
@@ -221,18 +232,22 @@ class CausalLMTask(Task):
         return ids, learnt
 
     def _chat(self, example: Example, messages: Sequence[dict[str, Any]], **options: bool) -> list[int]:
-        if not self.tokenizer.chat_template:
+        text = self._written(example, messages, **options)
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _written(self, example: Example, messages: Sequence[dict[str, Any]], **options: bool) -> str:
+        """The messages as the chat template writes them."""
+        if not self.writer.chat_template:
             raise InputError(
                 f"tokenizer {self.tokenizer.name_or_path!r} has no chat template for rows of messages; "
                 "set one, or give the rows as prompt and response"
             )
         try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
+            return self.writer.apply_chat_template(messages, tokenize=False, **options)
         except TemplateError as error:
             raise InputError(
                 f"row {example.row} of {example.source}: the chat template refuses its messages ({error})"
             ) from None
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def packed_rows(lengths: Sequence[int]) -> list[list[int]]:

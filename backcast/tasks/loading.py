@@ -38,7 +38,7 @@ def load_pretrained(
         loaded: Any = model_class.from_pretrained(
             path, dtype=torch.float32, trust_remote_code=trust_remote_code, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         where = "folder" if Path(path).is_dir() else "folder or hub id"
         raise InputError(

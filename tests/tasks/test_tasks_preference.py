@@ -244,7 +244,7 @@ def test_files_of_pairs_are_read(tmp_path):
     path.write_text(json.dumps(turns))
     assert read_examples(path)[0].fields == turns
     path.write_text(json.dumps(turns | {"chosen": [{"role": "assistant"}]}))
-    with pytest.raises(InputError, match=r"'chosen'\[0\] must have a role and a content"):
+    with pytest.raises(InputError, match=r"'chosen\[0\]' must have a role and a content"):
         read_examples(path)
     path.write_text(json.dumps({"prompt": [user("a")], "response": "b"}))
     with pytest.raises(InputError, match="'prompt' must be text, not list"):

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from backcast.attribution.gradients.operators import Operators, SketchOperators
-from backcast.attribution.gradients.parts import Part, parts_of
+from backcast.attribution.gradients.parts import LinearPart, Part, parts_of
 from backcast.errors import InputError
 from backcast.kernels import SketchSpec
+from backcast.tasks.owners import Owners, forget, owners_of
 
 #: What makes autograd keep the tickets of layers whose inputs need no gradient.
 _ANCHOR = torch.ones(0, requires_grad=True)
@@ -68,6 +69,7 @@ class GradientCapture:
             module.register_forward_hook(partial(self._on_forward, self.parts[name]), with_kwargs=True)
             for name, module in self._modules.items()
         ]
+        forget(self._modules.values())
         return self
 
     def __exit__(
@@ -108,9 +110,27 @@ class GradientCapture:
                 f"layer {constant[0]} only ran without gradients, as under reentrant checkpointing of an input that "
                 "needs none; checkpoint with use_reentrant=False, or leave the layer out in Task.modules"
             )
+        if self._sum is None and all(self._sees_nothing(module) for module in self._modules.values()):
+            self._sum = self._zeros()
+        forget(self._modules.values())
         if self._sum is None:
             raise InputError("the loss depends on none of the tracked modules; choose others in Task.modules")
         return self._sum
+
+    def _sees_nothing(self, module: nn.Module) -> bool:
+        """Whether the batch has no rows for a module, such as a vision tower's layer where no example has an image."""
+        owners = owners_of(module)
+        return owners is not None and len(owners) == 0 and owners.examples == self._batch
+
+    def _zeros(self) -> Tensor | None:
+        """(B, k) sketches of zero gradients."""
+        matrices = (part for parts in self.parts.values() for part in parts if isinstance(part, LinearPart))
+        part = next(matrices, None)
+        if part is None:
+            return None
+        outputs, inputs = part.sizes()
+        X, D = (part.parameters[0].new_zeros(self._batch, 1, size) for size in (inputs, outputs))
+        return part.layer.sketch(part.layer.keep(X), D)
 
     def _on_forward(
         self,
@@ -136,16 +156,18 @@ class GradientCapture:
         if not output.requires_grad:
             # The first tracked layer: gradients start to flow here. The copy lets later layers work in place on it.
             output = output.detach().requires_grad_().clone()
-        output.register_hook(partial(self._on_backward, parts, tickets))
+        output.register_hook(partial(self._on_backward, parts, tickets, owners_of(module)))
         return output
 
-    def _on_backward(self, parts: list[Part], tickets: list[Tensor], D: Tensor) -> None:
+    def _on_backward(
+        self, parts: list[Part], tickets: list[Tensor], owners: Owners | None, D: Tensor
+    ) -> None:
         # All of it first: a checkpointed forward may run again for it.
         kept = [_kept(ticket, part.name) for part, ticket in zip(parts, tickets, strict=True)]
         self._differentiating = True
         try:
             for part, tensors in zip(parts, kept, strict=True):
-                sketch = part.sketch(tensors, D.detach(), self._batch)
+                sketch = part.sketch(tensors, D.detach(), self._batch, owners)
                 self._sum = sketch if self._sum is None else self._sum.add_(sketch)
         finally:
             self._differentiating = False

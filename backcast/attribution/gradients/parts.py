@@ -21,6 +21,7 @@ from backcast.errors import InputError
 from backcast.kernels import LayerSketch
 from backcast.kernels.precision import no_autocast, wide, wide_dtype
 from backcast.tasks import is_conv1d
+from backcast.tasks.owners import Owners
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -56,8 +57,11 @@ class Part(ABC):
         """What the backward will need of the module's arguments."""
 
     @abstractmethod
-    def sketch(self, kept: tuple[Tensor, ...], D: Tensor, B: int) -> Tensor:
-        """(B, k) sketches, from what `keep` gave and the gradient D of the module's output."""
+    def sketch(self, kept: tuple[Tensor, ...], D: Tensor, B: int, owners: Owners | None = None) -> Tensor:
+        """(B, k) sketches, from what `keep` gave and the gradient D of the module's output.
+
+        ``owners`` say whose the module's rows are, where row b is not example b's.
+        """
 
 
 class LinearPart(Part):
@@ -78,8 +82,9 @@ class LinearPart(Part):
     def keep(self, x: Tensor, *others: Any) -> tuple[Tensor, ...]:
         return (self.layer.keep(_rows(x.detach())),)
 
-    def sketch(self, kept: tuple[Tensor, ...], D: Tensor, B: int) -> Tensor:
-        return self.layer.sketch(_by_example(kept[0], B, self.name), _by_example(_rows(D), B, self.name))
+    def sketch(self, kept: tuple[Tensor, ...], D: Tensor, B: int, owners: Owners | None = None) -> Tensor:
+        X, D = (_by_example(rows, B, self.name, owners) for rows in (kept[0], _rows(D)))
+        return self.layer.sketch(X, D)
 
 
 class Conv1DPart(LinearPart):
@@ -103,8 +108,8 @@ class Conv2dPart(LinearPart):
         padding = 0 if isinstance(conv.padding, str) else conv.padding
         return (self.layer.keep(F.unfold(x, conv.kernel_size, conv.dilation, padding, conv.stride).mT),)
 
-    def sketch(self, kept: tuple[Tensor, ...], D: Tensor, B: int) -> Tensor:
-        return super().sketch(kept, D.flatten(2).mT, B)
+    def sketch(self, kept: tuple[Tensor, ...], D: Tensor, B: int, owners: Owners | None = None) -> Tensor:
+        return super().sketch(kept, D.flatten(2).mT, B, owners)
 
 
 class ExpertPart(LinearPart):
@@ -114,9 +119,9 @@ class ExpertPart(LinearPart):
         tokens, count = others
         return self.layer.keep(x.detach()[None]), tokens, torch.tensor(count)
 
-    def sketch(self, kept: tuple[Tensor, ...], D: Tensor, B: int) -> Tensor:
+    def sketch(self, kept: tuple[Tensor, ...], D: Tensor, B: int, owners: Owners | None = None) -> Tensor:
         rows, tokens, count = kept
-        X, D = (_by_token(x, tokens, int(count), B, self.name) for x in (rows[0], D))
+        X, D = (_by_token(x, tokens, int(count), B, self.name, owners) for x in (rows[0], D))
         return self.layer.sketch(X, D)
 
 
@@ -141,9 +146,9 @@ class EmbeddingPart(Part):
     def keep(self, ids: Tensor, *others: Any) -> tuple[Tensor, ...]:
         return (ids,)
 
-    def sketch(self, kept: tuple[Tensor, ...], D: Tensor, B: int) -> Tensor:
-        ids = _by_example(kept[0].reshape(len(kept[0]), -1, 1), B, self.name)[..., 0]
-        D = _by_example(_rows(D), B, self.name)
+    def sketch(self, kept: tuple[Tensor, ...], D: Tensor, B: int, owners: Owners | None = None) -> Tensor:
+        ids = _by_example(kept[0].reshape(len(kept[0]), -1, 1), B, self.name, owners)[..., 0]
+        D = _by_example(_rows(D), B, self.name, owners)
         if self.padding is not None:  # its row is never learnt
             D = D.masked_fill((ids == self.padding)[..., None], 0)
         if self.tied:
@@ -157,11 +162,11 @@ class VectorPart(Part):
     def bind(self, operators: Operators, device: torch.device) -> None:
         self.project = operators.vector(self.name, device)
 
-    def sketch(self, kept: tuple[Tensor, ...], D: Tensor, B: int) -> Tensor:
-        return self.project(self.gradients(kept, D, B))
+    def sketch(self, kept: tuple[Tensor, ...], D: Tensor, B: int, owners: Owners | None = None) -> Tensor:
+        return self.project(self.gradients(kept, D, B, owners))
 
     @abstractmethod
-    def gradients(self, kept: tuple[Tensor, ...], D: Tensor, B: int) -> Tensor:
+    def gradients(self, kept: tuple[Tensor, ...], D: Tensor, B: int, owners: Owners | None) -> Tensor:
         """(B, n) exact per-example gradients."""
 
 
@@ -175,9 +180,9 @@ class BiasPart(VectorPart):
     def keep(self, *arguments: Any) -> tuple[Tensor, ...]:
         return ()
 
-    def gradients(self, kept: tuple[Tensor, ...], D: Tensor, B: int) -> Tensor:
+    def gradients(self, kept: tuple[Tensor, ...], D: Tensor, B: int, owners: Owners | None) -> Tensor:
         D = D.flatten(2).mT if self.channels_first else _rows(D)
-        return _by_example(D, B, self.name).sum(1, dtype=wide_dtype(D))
+        return _by_example(D, B, self.name, owners).sum(1, dtype=wide_dtype(D))
 
 
 class ExpertBiasPart(BiasPart):
@@ -187,9 +192,9 @@ class ExpertBiasPart(BiasPart):
         _, tokens, count = arguments
         return tokens, torch.tensor(count)
 
-    def gradients(self, kept: tuple[Tensor, ...], D: Tensor, B: int) -> Tensor:
+    def gradients(self, kept: tuple[Tensor, ...], D: Tensor, B: int, owners: Owners | None) -> Tensor:
         tokens, count = kept
-        return wide(_by_token(D, tokens, int(count), B, self.name)).sum(1)
+        return wide(_by_token(D, tokens, int(count), B, self.name, owners)).sum(1)
 
 
 class SmallPart(VectorPart):
@@ -210,10 +215,13 @@ class SmallPart(VectorPart):
             )
         return (x.detach(),)
 
-    def gradients(self, kept: tuple[Tensor, ...], D: Tensor, B: int) -> Tensor:
+    def gradients(self, kept: tuple[Tensor, ...], D: Tensor, B: int, owners: Owners | None) -> Tensor:
         (x,) = kept
-        x, D = (v.unflatten(0, (B, len(v) // B)) if len(v) % B == 0 else v for v in (x, D))
-        _check_rows(x, B, self.name)
+        if owners is not None:
+            x, D = (_gathered(v, owners, B, self.name) for v in (x, D))
+        else:
+            x, D = (v.unflatten(0, (B, len(v) // B)) if len(v) % B == 0 else v for v in (x, D))
+            _check_rows(x, B, self.name)
         buffers = {name: _wide(value) for name, value in self.module.named_buffers()}
         owned = {name: _wide(value) for name, value in self.module.named_parameters()}
 
@@ -276,17 +284,34 @@ def _rows(x: Tensor) -> Tensor:
     return x.flatten(1, -2) if x.dim() > 2 else x.unsqueeze(1)
 
 
-def _by_example(rows: Tensor, B: int, name: str) -> Tensor:
-    """Rows (B, T, C); (B T, 1, C) too, what a model makes that puts all its tokens into one axis, in order."""
+def _by_example(rows: Tensor, B: int, name: str, owners: Owners | None) -> Tensor:
+    """Rows (B, T, C); (B T, 1, C) too, what a model makes that puts all its tokens into one axis, in order.
+
+    With owners, of rows (R, T, C) each example's, one after the other, and zeros after its last.
+    """
+    if owners is not None:
+        return _gathered(rows, owners, B, name).flatten(1, 2)
     if rows.shape[1] == 1 and len(rows) % B == 0:
         rows = rows.view(B, -1, rows.shape[2])
     _check_rows(rows, B, name)
     return rows
 
 
-def _by_token(rows: Tensor, tokens: Tensor, count: int, B: int, name: str) -> Tensor:
+def _gathered(rows: Tensor, owners: Owners, B: int, name: str) -> Tensor:
+    if owners.examples != B:
+        raise InputError(
+            f"layer {name}: whose its {len(rows)} rows are was not said for this batch of {B} examples; take the "
+            "losses from the task, or leave it out in Task.modules"
+        )
+    try:
+        return owners.gather(rows)
+    except ValueError:
+        raise _mixed_rows(len(rows), B, name) from None
+
+
+def _by_token(rows: Tensor, tokens: Tensor, count: int, B: int, name: str, owners: Owners | None) -> Tensor:
     """(B, T, C) of the rows (n, C) of some of a batch's tokens, zeros where an example has fewer than T."""
-    if count % B:
+    if count % B or owners is not None:
         raise _mixed_rows(count, B, name)
     example = tokens // (count // B)  # in order, so an example's tokens are a run
     first = torch.searchsorted(example, torch.arange(B, device=rows.device))
