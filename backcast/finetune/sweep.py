@@ -38,12 +38,14 @@ class Run:
         selector, budget: what chose the examples, for the table of results.
         rows: positions in the pool.
         seed: of the batches' order and dropout.
+        modality: what drives the scores of all of its rows, where that is known: image, text or mixed; for the table.
     """
 
     selector: str
     budget: str
     rows: tuple[int, ...]
     seed: int
+    modality: str | None = None
 
     @classmethod
     def on_subset(cls, manifest: Manifest, pool: Examples, seed: int) -> Run:
@@ -91,7 +93,7 @@ def sweep(
         workers: processes; by default the number of cores, or one where there is a GPU.
 
     Returns:
-        The table: for each run selector, budget, n, seed, metric, seconds, and measure, the metric's name.
+        The table: for each run selector, budget, n, seed, modality, metric, seconds, and measure, the metric's name.
 
     Raises:
         InputError: a model or data that do not fit, a run that diverges, or a worker process that was killed.
@@ -115,7 +117,14 @@ def sweep(
             write_json(file, measured)
             done(1)
     rows = [
-        {"selector": r.selector, "budget": r.budget, "n": len(r.rows), "seed": r.seed, **read_json(file)}
+        {
+            "selector": r.selector,
+            "budget": r.budget,
+            "n": len(r.rows),
+            "seed": r.seed,
+            "modality": r.modality,
+            **read_json(file),
+        }
         for r, file in zip(runs, files, strict=True)
     ]
     write_atomic(out / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))

@@ -20,6 +20,7 @@ from backcast.attribution.collect import visiting
 from backcast.data import Examples
 from backcast.data.corpora import DigitsSizes, digits_corpus
 from backcast.errors import InputError
+from backcast.files import sha256, sha256_file
 from backcast.finetune import FinetuneConfig, Run, finetune, sweep
 from backcast.multimodal import load_task
 from backcast.multimodal.mini_clip import write_mini_clip
@@ -171,6 +172,24 @@ def test_a_run_that_explodes_is_named(corpus, model, tmp_path):
     with pytest.raises(InputError, match=r"^top_k, 25%, seed 7: the loss is (nan|inf) at step \d+; lower"):
         sweep(model, corpus.pool, corpus.test, runs, tmp_path / "out", config=config, workers=1)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_runs_file_is_named_by_the_hash_of_all_that_it_depends_on(finished, corpus, model, start):
+    """Spelt out, so that no change loses the finished runs of older folders: what a run is called is not in it."""
+    weights = {path.name: sha256_file(path) for path in sorted(Path(model).iterdir()) if path.is_file()}
+    data = [corpus.pool.index.fingerprint, corpus.test.index.fingerprint]
+    common = [weights, sha256_file(start.path), *data, CONFIG.model_dump()]
+    keys = [sha256(json.dumps([*common, list(run.rows), run.seed])) for run in finished.runs]
+    assert set(files(finished.out)) == {f"{key[:16]}.json" for key in keys}
+
+
+def test_a_modality_is_a_column_and_no_reason_to_run_again(finished, corpus, model, start, tmp_path):
+    out = Path(shutil.copytree(finished.out, tmp_path / "out"))
+    run = replace(finished.runs[0], selector="image-driven", modality="image")
+    with no_worker_survives():
+        rows = sweep(model, corpus.pool, corpus.test, [run], out, config=CONFIG, start=start, workers=1)
+    assert rows == [{**finished.rows[0], "selector": "image-driven", "modality": "image"}]
+    assert [row["modality"] for row in finished.rows] == [None, None, None]
 
 
 # ------------------------------------------------------------------ found before any worker starts
