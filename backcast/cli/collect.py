@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from backcast.cli.options import Checkpoints, Columns, Json, Seed, checkpoints, columns, show
+from backcast.cli.options import (
+    Checkpoints,
+    Columns,
+    Json,
+    Seed,
+    SkipBroken,
+    checkpoints,
+    read,
+    show,
+    skipped,
+)
 
 
 def run(
@@ -53,6 +63,7 @@ def run(
         str, typer.Option(metavar="WHAT", help="Gradients of the loss, or of the task's output (for trak).")
     ] = "loss",
     column: Columns = None,
+    skip_broken: SkipBroken = False,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -67,11 +78,11 @@ def run(
     from backcast.multimodal import check_same_kind, load_task
 
     other = SketchStore.open(like) if like else None
-    examples = pool = read_examples(data, columns(column))
+    examples = pool = read(data, column, skip_broken)
     if bank:
-        pool = read_examples(bank, columns(column))
+        pool = read(bank, column, skip_broken)
     elif other and "caption" in examples[0].fields:
-        pool = read_examples(other.rows.dataset, other.rows.columns)
+        pool = read_examples(other.rows.dataset, other.rows.columns, skip_broken=True)
     check_same_kind(pool, examples)
     network, task = load_task(model, pool)
     store = sketch(
@@ -88,6 +99,7 @@ def run(
         of=of,
     )
     spec = store.spec
+    left_out = skipped(examples)
     show(
         {
             "store": str(out),
@@ -96,6 +108,7 @@ def run(
             "kind": spec.kind,
             "dim": spec.dim,
             "seed": spec.seed,
+            **({"skipped": left_out if json else sum(map(len, left_out.values()))} if left_out else {}),
         },
         json,
     )

@@ -13,6 +13,7 @@ from backcast.errors import InputError
 
 if TYPE_CHECKING:
     from backcast.attribution import Checkpoint
+    from backcast.data import Examples
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 Seed = Annotated[int, typer.Option(metavar="N", help="Of every random choice.", min=0)]
@@ -24,6 +25,10 @@ Columns = Annotated[
         help="The data's own names of its fields, e.g. prompt=question,response=answer.",
     ),
 ]
+SkipBroken = Annotated[
+    bool,
+    typer.Option("--skip-broken", help="Leave out rows whose image is missing or broken, and name them."),
+]
 Checkpoints = Annotated[
     list[str] | None,
     typer.Option(
@@ -32,6 +37,18 @@ Checkpoints = Annotated[
         help="Weights to visit, with the learning rate of the steps around them; give it once for each.",
     ),
 ]
+
+
+def read(place: str, column: str | None, skip_broken: bool) -> Examples:
+    """The data set of a command's argument."""
+    from backcast.data import read_examples
+
+    return read_examples(place, columns(column), skip_broken)
+
+
+def skipped(*examples: Examples) -> dict[str, list[tuple[int, str]]]:
+    """What a command tells of left-out rows: for each data set (row, reason); nothing where none was left out."""
+    return {each.dataset: list(each.skipped) for each in examples if each.skipped}
 
 
 def columns(value: str | None) -> dict[str, str] | None:
@@ -62,6 +79,25 @@ def _checkpoint(value: str) -> Checkpoint:
     if not 0 < learning_rate < math.inf:
         raise InputError(f"--checkpoint {value!r}: {rate!r} is no learning rate; write PATH=0.001")
     return Checkpoint(path, learning_rate)
+
+
+def params(values: Sequence[str] | None) -> dict[str, Any]:
+    """``damping=0.1`` options by name; a value that is neither JSON nor Python's True, False, None is a string."""
+    pairs = [value.partition("=") for value in values or ()]
+    if odd := ["".join(pair) for pair in pairs if not (pair[0] and pair[1])]:
+        raise InputError(f"--param {odd[0]!r}: write NAME=VALUE, e.g. damping=0.1")
+    return {name: _value(text) for name, _, text in pairs}
+
+
+#: What would be a string in JSON, and as such true.
+_PYTHON = {"True": "true", "False": "false", "None": "null"}
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(_PYTHON.get(text, text))
+    except ValueError:
+        return text
 
 
 def show(value: Mapping[str, Any], as_json: bool) -> None:

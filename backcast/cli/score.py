@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json as codec
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from backcast.cli.options import Checkpoints, Columns, Json, checkpoints, columns, show
+from backcast.cli.options import Checkpoints, Columns, Json, SkipBroken, checkpoints, params, read, show
 from backcast.errors import InputError
 
 if TYPE_CHECKING:
@@ -54,24 +52,24 @@ def run(
         bool, typer.Option("--by-source", help="One score for each source of the target, not each example.")
     ] = False,
     column: Columns = None,
+    skip_broken: SkipBroken = False,
     json: Json = False,
 ) -> None:
     """Score training examples by their use for the wanted ones."""
     from backcast.attribution import Recording, SketchStore, attribute
     from backcast.multimodal import load_task
 
-    pool, wanted = _read(train, column), _read(target, column)
+    pool, wanted = _read(train, column, skip_broken), _read(target, column, skip_broken)
     ran = Recording.open(recording) if recording else None
     network, task = None, None
     if model is not None:
         if isinstance(pool, SketchStore):
             raise InputError(f"{train}: a store; --model goes with the training examples themselves")
-        settings = ran.origin["settings"] if ran and ran.origin["task"] == "CausalLMTask" else None
-        network, task = load_task(model, pool, settings)
+        network, task = load_task(model, pool, ran.origin["settings"] if ran else None)
     groups = None
     if by_source:
         groups = (wanted.rows if isinstance(wanted, SketchStore) else wanted.index).sources
-    params = ({"cosine": cosine} if method == "tracin" else {}) | _params(param or [])
+    own = ({"cosine": cosine} if method == "tracin" else {}) | params(param)
     scores = attribute(
         pool,
         wanted,
@@ -82,36 +80,16 @@ def run(
         run=ran,
         groups=groups,
         out=out,
-        **params,
+        **own,
     )
     n, m = scores.values.shape
     show({"scores": str(out), "examples": n, "targets": m, "method": method}, json)
 
 
-#: What would be a string in JSON, and as such true.
-_PYTHON = {"True": "true", "False": "false", "None": "null"}
-
-
-def _read(place: str, column: str | None) -> SketchStore | Examples:
+def _read(place: str, column: str | None, skip_broken: bool) -> SketchStore | Examples:
     from backcast.attribution import SketchStore
-    from backcast.data import read_examples
 
     folder = Path(place)
     if folder.is_dir() and not any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
         return SketchStore.open(folder)
-    return read_examples(place, columns(column))
-
-
-def _params(values: Sequence[str]) -> dict[str, Any]:
-    """``damping=0.1`` options by name; a value that is neither JSON nor Python's True, False, None is a string."""
-    pairs = [value.partition("=") for value in values]
-    if odd := [value for value, pair in zip(values, pairs, strict=True) if not (pair[0] and pair[1])]:
-        raise InputError(f"--param {odd[0]!r}: write NAME=VALUE, e.g. damping=0.1")
-    return {name: _value(text) for name, _, text in pairs}
-
-
-def _value(text: str) -> Any:
-    try:
-        return codec.loads(_PYTHON.get(text, text))
-    except ValueError:
-        return text
+    return read(place, column, skip_broken)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from backcast.cli.options import Checkpoints, Json, checkpoints, show, table
+from backcast.cli.options import Checkpoints, Json, checkpoints, params, show, table
 
 
 def run(
@@ -17,24 +17,68 @@ def run(
     train: Annotated[Path, typer.Argument(metavar="TRAIN", help="The training examples' store.")],
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="The wanted examples' store.")],
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FILE", help="A JSON line for each example.")
-    ] = Path("split.jsonl"),
-    rows: Annotated[
-        int, typer.Option(metavar="N", help="How many of the highest scores, and of the lowest.", min=1)
+        Path,
+        typer.Option("--out", "-o", metavar="FOLDER", help="parts.parquet, shortlist.jsonl and report.html."),
+    ] = Path("split"),
+    subset: Annotated[
+        Path | None,
+        typer.Option(
+            "--subset", metavar="SUBSET", help="A manifest: its rows alone, and their parts written into it."
+        ),
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method", "-m", metavar="METHOD", help="Of the scores: tracin, grad_dot, grad_cos or influence."
+        ),
+    ] = "tracin",
+    cosine: Annotated[bool, typer.Option(help="tracin: normalise every gradient.")] = True,
+    param: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="The method's own, e.g. damping=0.1; once for each."),
+    ] = None,
+    by_source: Annotated[
+        bool, typer.Option("--by-source", help="Scores of each source of the target, not of each example.")
+    ] = False,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="IMAGE+TEXT",
+            help="What stands for absence: colour, blur or mean, and mean or mask; once for each, the first counts.",
+        ),
+    ] = None,
+    shown: Annotated[
+        int,
+        typer.Option("--rows", metavar="N", help="How many of the best and of the worst get maps.", min=1),
     ] = 6,
     checkpoint: Checkpoints = None,
     json: Json = False,
 ) -> None:
-    """Split the best and the worst scores between image and text.
+    """Split every score between image and text; resumes when stopped.
 
     The examples are read again from the data that the stores name.
     """
+    from backcast.multimodal.split import BASELINES
     from backcast.recipes.split_scores import split_scores
 
-    lines = split_scores(model, train, target, rows, checkpoints(checkpoint), out)
-    gap = max(line["gap"] for line in lines)
+    parts = split_scores(
+        model,
+        train,
+        target,
+        out,
+        score=method,
+        params=({"cosine": cosine} if method == "tracin" else {}) | params(param),
+        by_source=by_source,
+        checkpoints=checkpoints(checkpoint),
+        manifest=subset,
+        baselines=baseline or BASELINES,
+        shown=shown,
+    )
+    agreement = parts.agreement()
     if json:
-        show({"split": str(out), "examples": len(lines), "max_relative_gap": gap}, True)
+        show({"split": str(out), "examples": len(parts.rows), "agreement": agreement}, True)
         return
-    table([{key: line[key] for key in ("row", "score", "baseline", "image", "text")} for line in lines])
-    print(f"\nscore = baseline + image + text, to {gap:.2%} at worst; with maps in {out}")
+    if agreement:
+        table([{**row, "baselines": " and ".join(row["baselines"])} for row in agreement])
+    print(f"\n{len(parts.rows)} scores, each baseline + image + text, in {out / 'parts.parquet'}")
+    print(f"the best and the worst with their maps in {out / 'report.html'}")

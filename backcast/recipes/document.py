@@ -162,12 +162,13 @@ def _pair(loop: Loop, row: int, place: int | None = None) -> Pair:
     )
     if loop.split is None or place is None:
         return pair
-    words = loop.words(example)
+    split, words = loop.split.first, loop.words(example)
+    maps = split.maps or {}
     return pair.model_copy(
         update={
-            "parts": {m: float(p[place]) for m, p in loop.split.parts.items()},
-            "image_map": loop.split.maps["image"][place].tolist(),
-            "tokens": list(zip(words, loop.split.maps["text"][place, 1:].tolist(), strict=False)),
+            "parts": {m: float(p[place]) for m, p in split.parts.items()},
+            "image_map": maps["image"][place].tolist(),
+            "tokens": list(zip(words, maps["text"][place].tolist(), strict=True)),
         }
     )
 

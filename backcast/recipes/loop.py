@@ -30,7 +30,7 @@ from backcast.data import Example, Examples, read_examples
 from backcast.errors import InputError
 from backcast.files import read_json, write_json
 from backcast.finetune import Run, finetune, sweep
-from backcast.multimodal import MultimodalTask, Split, load_task, split
+from backcast.multimodal import MultimodalTask, Parts, load_task, split
 from backcast.progress import console, progress
 from backcast.recipes.setting import SELECTORS, Plan, Setting, Summary, Truth
 from backcast.scaling import Inversion, Law, fit_law, next_run
@@ -148,7 +148,7 @@ class Loop:
         """The words of an example's text, for the split's map of it."""
         task = self._loaded[1]
         assert isinstance(task, MultimodalTask)
-        return task.words(example.fields["caption"])
+        return task.words(example)
 
     @contextmanager
     def _step(self, name: str) -> Iterator[None]:
@@ -228,7 +228,7 @@ class Loop:
         others = [row for row in range(len(self.target)) if row not in set(first)]
         return np.array([*first, *others][:QUERIES])
 
-    def _split(self) -> Split | None:
+    def _split(self) -> Parts | None:
         model, task = self._loaded
         if not isinstance(task, MultimodalTask):
             return None
@@ -236,10 +236,12 @@ class Loop:
         return split(
             model,
             task,
-            self.pool[rows],
+            self.pool,
             self.target,
             train=self.pool_store,
             target=self.target_store,
+            cosine=True,
+            rows=rows,
             checkpoints=self.checkpoints,
             groups=self.groups,
             towards=[self.scores.targets[i] for i in self.scores.values[rows].argmax(axis=1)],
@@ -349,7 +351,7 @@ class Loop:
                 }
                 for name, found, observed in self.inversions
             ],
-            "split_max_relative_gap": None if self.split is None else float(self.split.gap.max()),
+            "split_max_relative_gap": None if self.split is None else float(self.split.first.gap.max()),
             "next_run": self.advice,
             "seconds": {**self.seconds, "total": round(sum(self.seconds.values()), 2)},
         }

@@ -1,10 +1,12 @@
 """The report of a run: a page for people, and the same as data."""
 
 from backcast.report.document import (
+    Agreement,
     Answer,
     Curves,
     Figure,
     Fitted,
+    Modality,
     Neighbours,
     Observation,
     Pair,
@@ -13,10 +15,12 @@ from backcast.report.document import (
 from backcast.report.html import read_report, render, write_report
 
 __all__ = [
+    "Agreement",
     "Answer",
     "Curves",
     "Figure",
     "Fitted",
+    "Modality",
     "Neighbours",
     "Observation",
     "Pair",

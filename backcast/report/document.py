@@ -127,10 +127,14 @@ class Pair(_Part):
     Attributes:
         row: its place in the pool.
         text: its caption, or prompt and response as ``prompt → response``.
-        image: its picture, a path relative to the run's folder.
+        image: its picture, a path relative to the run's folder; of several images, one picture of all.
         parts: modality → its signed part of the score.
+        baseline: the score of the example without its contents: with the parts it adds up to the score.
+        interaction: what the modalities do together that neither does alone.
+        verdict: what the parts say, e.g. "harms through its image alone".
         image_map: the image's part by patch, (h, w), over the whole picture.
-        tokens: the text's part by token (the response's, where there is a prompt), as they are to be read.
+        tokens: the text's part by token, as they are to be read: the response's, where there is a prompt.
+        tokens_in_prompt: they are the prompt's instead.
         note: what is known about it, e.g. "wrong caption".
     """
 
@@ -139,14 +143,64 @@ class Pair(_Part):
     text: str
     image: str | None = None
     parts: dict[str, float] | None = None
+    baseline: float | None = None
+    interaction: float | None = None
+    verdict: str | None = None
     image_map: list[list[float]] | None = None
     tokens: list[tuple[str, float]] | None = None
+    tokens_in_prompt: bool = False
     note: str | None = None
 
     @model_validator(mode="after")
     def _rectangular(self) -> Self:
         if self.image_map is not None and (not self.image_map or len({len(r) for r in self.image_map}) > 1):
             raise ValueError("image_map must be a grid of equally long rows")
+        return self
+
+
+class Agreement(_Part):
+    """How far a modality's parts against two baselines agree, over ``rows`` rows: None where that is not defined.
+
+    ``sign`` is the share of rows whose two parts have one sign, ``rank`` Spearman's correlation.
+    """
+
+    baselines: tuple[str, str]
+    modality: str
+    sign: Share | None
+    rank: float | None
+    rows: int
+
+
+class Modality(_Part):
+    """The scores of many rows, split between their image and their text.
+
+    Attributes:
+        driven: class (image, text, mixed) → how many rows it has, without those flagged.
+        flagged: rows whose parts do not add up, and are left out of everything else.
+        one_sided: modality → the rows that are harmful through it alone.
+        points: class → (image's part, text's part) of the rows to draw.
+        agreement: between baselines.
+        interaction: the median over rows of |interaction| / (|image alone| + |text alone| + |interaction|).
+        about: sentences: what the parts are of, and what is not claimed.
+    """
+
+    driven: dict[str, int]
+    flagged: int = 0
+    one_sided: dict[str, int] = {}
+    points: dict[str, list[tuple[float, float]]] = {}
+    agreement: list[Agreement] = []
+    interaction: Share | None = None
+    about: list[str] = []
+
+    @property
+    def rows(self) -> int:
+        """All that were split."""
+        return sum(self.driven.values()) + self.flagged
+
+    @model_validator(mode="after")
+    def _known_classes(self) -> Self:
+        if not self.points.keys() <= self.driven.keys():
+            raise ValueError("points must be of the classes in driven")
         return self
 
 
@@ -162,6 +216,7 @@ class Report(_Part):
 
     Attributes:
         answer: sentences; the first is the headline.
+        modality: the pool's scores, split by modality.
         best, worst: the examples with the highest and the lowest scores, the extreme ones first.
         duplicates: the pairs to show, as (cosine, example, example), of ``duplicates_found`` in all.
         next_run: the run to make next, in words.
@@ -173,6 +228,7 @@ class Report(_Part):
     answer: list[str] = Field(min_length=1)
     figures: list[Figure] = []
     curves: Curves | None = None
+    modality: Modality | None = None
     best: list[Pair] = []
     worst: list[Pair] = []
     neighbours: list[Neighbours] = []

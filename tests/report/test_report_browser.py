@@ -10,7 +10,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from backcast.report import Agreement, Modality, Report, render
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH")
@@ -28,6 +31,7 @@ addEventListener("load", () => {
     narrow: all(".plot .narrow svg").map(box),
     means: all(".plot svg [class^=plot-means] use").map(box),
     answers: all(".plot svg [class^=plot-answer] use").map(box),
+    points: all(".plot svg [class^=plot-parts] use").map(box),
     images: all("img").map((e) => [e.complete, e.naturalWidth, ...box(e)]),
     bars: all(".parts .fill, .timings .fill").map(box),
     card: getComputedStyle(document.documentElement).getPropertyValue("--card"),
@@ -113,6 +117,28 @@ def test_a_page_of_text_fits_a_narrow_screen(docstrings, tmp_path: Path):
     assert seen["content"] <= 400
     assert seen["images"] == []
     assert seen["narrow"][0][1] > 200
+
+
+@pytest.mark.parametrize("width", [1200, 400])
+def test_a_split_fits_the_screen(width, tmp_path: Path):
+    points = np.random.default_rng(0).normal(size=(3, 20, 2)).tolist()
+    classes = ("image", "text", "mixed")
+    agreement = Agreement(
+        baselines=("colour+mean", "blur+mask"), modality="image", sign=0.9, rank=0.8, rows=60
+    )
+    modality = Modality(
+        driven=dict.fromkeys(classes, 20),
+        one_sided={"image": 5, "text": 3},
+        points=dict(zip(classes, points, strict=True)),
+        agreement=[agreement],
+    )
+    seen = measure(render(Report(title="A", answer=["B"], modality=modality), tmp_path), tmp_path, width)
+    assert seen["content"] <= width
+    shown, hidden = ("wide", "narrow") if width == 1200 else ("narrow", "wide")
+    assert seen[hidden] == [[0, 0]]
+    assert seen[shown][0][0] > 0.8 * width
+    assert len([size for size in seen["points"] if min(size) > 1]) == 60
+    assert [round(w / seen["bars"][0][0], 2) for w, _ in seen["bars"]] == [1, 1, 1, 0.25, 0.15]
 
 
 def test_dark_and_light_differ(digits, tmp_path: Path):
