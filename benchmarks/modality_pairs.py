@@ -1,64 +1,67 @@
-"""Two settings of `modality.py` with captions: scikit-learn's digits and emoji, under a small CLIP."""
+"""Two settings of `modality.py` with captions: scikit-learn's digits, and emoji, under a small CLIP."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow.parquet as parquet
 from PIL import Image
 
-from backcast.data import Example, Examples
+from backcast.data import Example, Examples, open_image
 from backcast.data.corpora import DigitsSizes, digits_corpus
-from backcast.data.corpora.digits import CAPTIONS, encode
+from backcast.data.corpora.digits import encode
 from backcast.errors import InputError
-from backcast.finetune import FinetuneConfig, finetune
-from backcast.multimodal import ClipTask, load_clip
-from backcast.multimodal.mini_clip import write_mini_clip
 
-STEPS = 150
 CLEAN, RUINED_IMAGE, RUINED_TEXT = "clean", "ruined image", "ruined text"
+ImageRuin = Literal["noise", "scrambled"]
+TextRuin = Literal["garbled", "random words"]
 
 
-def digits(folder: Path, seed: int, quick: bool) -> tuple[ClipTask, object, Examples, Examples]:
-    """A CLIP trained on clean scans; a clean pool of other scans; targets."""
-    sizes = DigitsSizes(warmup=200, target=60, pool=400, test=50) if quick else DigitsSizes()
+def digits(seed: int, quick: bool) -> tuple[Examples, Examples, Examples]:
+    """Warm-up rows, a pool of clean ones, targets: other scans each."""
+    sizes = DigitsSizes(warmup=100, target=40, pool=200, test=10) if quick else DigitsSizes()
     corpus = digits_corpus(seed, sizes)
-    pool = corpus.pool[[i for i, kind in enumerate(corpus.truth.kinds) if kind == CLEAN]]
-    write_mini_clip(folder, CAPTIONS, seed)
-    return _trained(folder, corpus.warmup, pool, corpus.target, STEPS, seed)
+    clean = [i for i, kind in enumerate(corpus.truth.kinds) if kind == CLEAN]
+    return corpus.warmup, corpus.pool[clean], corpus.target
 
 
-def emoji(folder: Path, data: Path, seed: int, quick: bool) -> tuple[ClipTask, object, Examples, Examples]:
-    """Pictures and their names: a pool of 1,500, a model that was trained on them, 100 of them as targets."""
+def emoji(data: Path, seed: int, quick: bool) -> tuple[Examples, Examples, Examples]:
+    """Pictures and their names: warm-up rows, a pool, targets.
+
+    Raises:
+        InputError: no such file.
+    """
     file = data / "emoji.parquet"
     if not file.is_file():
         raise InputError(f"{file} is missing; the README of the benchmarks says where to get it")
     rows = parquet.read_table(file).to_pylist()
-    order = np.random.default_rng(seed).permutation(len(rows))[: 300 if quick else 1500]
-    pool = Examples.from_fields(
-        [{"image": _on_white(rows[i]["image"]["bytes"]), "caption": rows[i]["caption"]} for i in order]
-    )
-    write_mini_clip(folder, [e.fields["caption"] for e in pool], seed)
-    return _trained(folder, pool, pool, pool[:100], 100 if quick else 600, seed)
+    sizes = (50, 150, 50) if quick else (400, 800, 150)
+    order = np.random.default_rng(seed).permutation(len(rows))
+    fields = [
+        {"image": _on_white(rows[i]["image"]["bytes"]), "caption": rows[i]["caption"]}
+        for i in order[: sum(sizes)]
+    ]
+    warmup, pool, target = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:2])
+    everything = Examples.from_fields(fields)
+    return everything[warmup], everything[pool], everything[target]
 
 
-def _trained(
-    folder: Path, train: Examples, pool: Examples, target: Examples, steps: int, seed: int
-) -> tuple[ClipTask, object, Examples, Examples]:
-    model, preprocess, tokenizer = load_clip(str(folder))
-    task = ClipTask(preprocess, tokenizer, pool)
-    finetune(model, task, train, FinetuneConfig(steps=steps, learning_rate=2e-3), seed)
-    return task, model, pool, target
+def plant(
+    pool: Examples, image: ImageRuin, text: TextRuin, seed: int = 0, share: float = 0.2
+) -> tuple[Examples, np.ndarray]:
+    """The pool with ``share`` of its images ruined, and the captions of another ``share``.
 
+    Args:
+        image: grey ``noise``, or the image's own blocks of 8 × 8 pixels ``scrambled``.
+        text: each word ``garbled`` into other letters, or ``random words`` of the pool's, as many as before.
 
-def plant(pool: Examples, share: float = 0.2, seed: int = 0) -> tuple[Examples, tuple[str, ...]]:
-    """The pool with ``share`` of its images replaced by noise, and another ``share`` of its captions by random words.
-
-    Words of the pool's captions, as many as before. Returns the rows, and for each what was done.
+    Returns:
+        The rows, and for each (n,) what was done.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng((seed, len(pool)))
     count = round(share * len(pool))
     order = rng.permutation(len(pool))
     kinds = np.full(len(pool), CLEAN, dtype=object)
@@ -68,11 +71,28 @@ def plant(pool: Examples, share: float = 0.2, seed: int = 0) -> tuple[Examples, 
     for example, kind in zip(pool, kinds, strict=True):
         fields = dict(example.fields)
         if kind == RUINED_IMAGE:
-            fields["image"] = encode(rng.uniform(0, 255, (32, 32)))
+            fields["image"] = _ruined(fields["image"], image, rng)
         elif kind == RUINED_TEXT:
-            fields["caption"] = " ".join(rng.choice(words, len(fields["caption"].split())))
+            own = fields["caption"].split()
+            fields["caption"] = " ".join(
+                garbled(word, rng) if text == "garbled" else str(rng.choice(words)) for word in own
+            )
         rows.append(Example(fields, example.row, example.source))
-    return Examples(rows), tuple(kinds)
+    return Examples(rows), kinds
+
+
+def garbled(word: str, rng: np.random.Generator) -> str:
+    """As many letters, drawn at random."""
+    return "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), len(word)))
+
+
+def _ruined(image: bytes, ruin: ImageRuin, rng: np.random.Generator) -> bytes:
+    pixels = np.asarray(open_image(image), dtype=np.float64).mean(2)
+    if ruin == "noise":
+        return encode(rng.uniform(0, 255, pixels.shape))
+    h, w = (size // 8 for size in pixels.shape)
+    blocks = pixels[: 8 * h, : 8 * w].reshape(h, 8, w, 8).swapaxes(1, 2).reshape(h * w, 8, 8)
+    return encode(rng.permutation(blocks).reshape(h, w, 8, 8).swapaxes(1, 2).reshape(8 * h, 8 * w))
 
 
 def _on_white(content: bytes) -> bytes:
