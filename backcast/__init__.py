@@ -24,7 +24,15 @@ if TYPE_CHECKING:
     from backcast.data import Examples, read_examples
     from backcast.finetune import FinetuneConfig, sweep
     from backcast.kernels import SketchSpec
-    from backcast.multimodal import ClipTask, load_clip, split
+    from backcast.multimodal import (
+        ClipTask,
+        MultimodalTask,
+        Parts,
+        VisionLanguageTask,
+        load_clip,
+        load_vision_language,
+        split,
+    )
     from backcast.report import Report, write_report
     from backcast.scaling import fit_law
     from backcast.selectors import Manifest, Selection, check, load_subset, select
@@ -50,6 +58,8 @@ __all__ = [
     "GradientIndex",
     "ImageClassificationTask",
     "Manifest",
+    "MultimodalTask",
+    "Parts",
     "PreferenceTask",
     "Recorder",
     "RecorderCallback",
@@ -61,6 +71,7 @@ __all__ = [
     "SketchSpec",
     "SketchStore",
     "Task",
+    "VisionLanguageTask",
     "__version__",
     "attribute",
     "check",
@@ -71,6 +82,7 @@ __all__ = [
     "load_image_classifier",
     "load_sequence_classifier",
     "load_subset",
+    "load_vision_language",
     "near_duplicates",
     "read_examples",
     "select",
@@ -85,7 +97,7 @@ _FLOORS = {
     "data": "Examples read_examples",
     "finetune": "FinetuneConfig sweep",
     "kernels": "SketchSpec",
-    "multimodal": "ClipTask load_clip split",
+    "multimodal": "ClipTask MultimodalTask Parts VisionLanguageTask load_clip load_vision_language split",
     "report": "Report write_report",
     "scaling": "fit_law",
     "selectors": "Manifest Selection check load_subset select",

@@ -8,6 +8,7 @@ look at the parts. Further random subsets of image-driven, text-driven and mixed
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,6 @@ from scipy.stats import t as student
 
 from backcast.attribution import Scores, attribute, collect
 from backcast.data import Examples
-from backcast.errors import InputError
 from backcast.finetune import Run, by_modality, laws_by_modality, sweep
 from backcast.finetune.by_modality import aligned
 from backcast.kernels import SketchSpec
@@ -41,7 +41,8 @@ SIZES = (100, 200, 400, 800)
 def main() -> None:
     args = arguments(__doc__ or "")
     if args.data is None:
-        raise InputError("give --data, a folder with easy_vqa_train.parquet")
+        print("give --data, a folder with easy_vqa_train.parquet", file=sys.stderr)
+        sys.exit(2)
     place = HERE.parent / "runs" / ("modality-quick" if args.quick else "modality")
     sizes = VqaSizes(300, 300, 100, 100, 600, 400) if args.quick else VqaSizes()
     corpus = easy_vqa(args.data, 0, sizes)

@@ -40,6 +40,10 @@ def run(
     by_source: Annotated[
         bool, typer.Option("--by-source", help="Scores of each source of the target, not of each example.")
     ] = False,
+    best: Annotated[
+        bool,
+        typer.Option("--best", help="Each example's score for the target that it serves best, not its mean."),
+    ] = False,
     baseline: Annotated[
         list[str] | None,
         typer.Option(
@@ -69,6 +73,7 @@ def run(
         score=method,
         params=({"cosine": cosine} if method == "tracin" else {}) | params(param),
         by_source=by_source,
+        best=best,
         checkpoints=checkpoints(checkpoint),
         manifest=subset,
         baselines=baseline or BASELINES,

@@ -109,17 +109,19 @@ class Baseline:
         self._image = IMAGES[image]
         self._text = TEXTS[text]
 
+    def prepare(self, model: nn.Module) -> None:
+        """Embed what stands for a word. Called whenever the weights have changed."""
+        self._word = self._text(model, self.reference)
+
     @torch.no_grad()
-    def contents(
-        self, model: nn.Module, examples: Sequence[Example], batch: Batch, own: Contents
-    ) -> dict[str, Tensor]:
+    def contents(self, examples: Sequence[Example], batch: Batch, own: Contents) -> dict[str, Tensor]:
         """The absent image and text of each example, shaped like their ``own`` contents; template tokens stay."""
         task = self.reference.task
         image = task.pixels(examples, lambda image: self._image(image, self.reference)).to(own["image"])
         words = task.players(batch)[..., None]
         return {
             "image": image,
-            "text": torch.where(words, self._text(model, self.reference).to(own["text"]), own["text"]),
+            "text": torch.where(words, self._word.to(own["text"]), own["text"]),
         }
 
 

@@ -80,6 +80,7 @@ def mm_shap(
     """
     _check(examples, samples, "samples")
     absence = Baseline(baseline, Reference(task, pool))
+    absence.prepare(model)
     found = {m: np.zeros(len(examples)) for m in MODALITIES}
     with (
         evaluation_mode(model),
@@ -90,7 +91,7 @@ def mm_shap(
         task.prepare(model)
         for pack, batch in _packs(model, task, examples):
             own = task.contents(model, batch)
-            absent = absence.contents(model, examples[pack], batch, own)
+            absent = absence.contents(examples[pack], batch, own)
             for modality, values in _shapley(model, task, batch, own, absent, samples, seed).items():
                 found[modality][pack] = values.abs().double().sum(1).cpu().numpy()
             done(len(pack))

@@ -123,11 +123,12 @@ def split(
         uncompiled(model),
         progress(f"split by modality ({method.replace('_', ' ')})", len(terms) * len(rows)) as done,
     ):
-        references = [Baseline(name, Reference(task, pool)) for name in baselines]
+        reference = Reference(task, pool)
+        absences = [Baseline(name, reference) for name in baselines]
         for term in terms:
             with visiting(model, checkpoints[term.checkpoint] if checkpoints else None):
                 _check_weights(model, train, term.checkpoint)
-                for block, result in run.at(term, _courses(problem, towards, len(rows)), references):
+                for block, result in run.at(term, _courses(problem, towards, len(rows)), absences):
                     _accumulate(total, result, block, len(rows), term.factors[rows[block]])
                     done(len(block))
     splits = {name: _split(total, name, len(rows), method == "integrated_gradients") for name in baselines}
@@ -162,6 +163,8 @@ class _Run:
         """(places among the rows, results) of one checkpoint's blocks, the model being there."""
         with opened(self.model):
             self.task.prepare(self.model)
+            for baseline in baselines:
+                baseline.prepare(self.model)
             weights = tracked_weights(self.model, self.task)
             _check_embeddings(self.task.token_embeddings(self.model), weights)
             for place, (mixture, chosen) in enumerate(courses):
@@ -209,7 +212,7 @@ class _Run:
             own = self.task.contents(self.model, batch)
         result: Block = {}
         for baseline in baselines:
-            absent = baseline.contents(self.model, examples, batch, own)
+            absent = baseline.contents(examples, batch, own)
             v = coalitions(line, batch, own, absent)
             columns = {"baseline": v["none"], "interaction": interaction(v)}
             if self.method == "shapley":

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from backcast.attribution import Checkpoint, SketchStore
+from backcast.attribution import Checkpoint, SketchStore, attribute
 from backcast.data import Examples, read_examples
 from backcast.errors import InputError
 from backcast.files import whole_folder, write_atomic
@@ -31,12 +31,13 @@ def split_scores(
     score: str = "tracin",
     params: Mapping[str, Any] | None = None,
     by_source: bool = False,
+    best: bool = False,
     checkpoints: Sequence[Checkpoint] | None = None,
     manifest: str | Path | None = None,
     baselines: Sequence[str] = BASELINES,
     shown: int = 6,
 ) -> Parts:
-    """Split the mean scores of a store's examples, or of a manifest's, and show the best and the worst.
+    """Split the scores of a store's examples, or of a manifest's, and show the best and the worst.
 
     Shapley values of all rows go to ``out``/parts.parquet, and into the manifest's lines where one is given; integrated
     gradients of the ``shown`` best and worst, with their maps, to ``out``/shortlist.jsonl and the report. Blocks of
@@ -47,6 +48,7 @@ def split_scores(
         train, target: the stores; their data are read again.
         out: a folder.
         score, params, by_source: of the scores: the method, its parameters, and whether a target is a source.
+        best: split each example's score for the target that it serves best, as LESS takes it, not its mean.
         checkpoints: the weights that the stores visited.
         manifest: a selection from the store's examples.
         baselines: as for `split`.
@@ -63,6 +65,12 @@ def split_scores(
     if not isinstance(task, MultimodalTask):
         raise InputError(f"{model}: has a single modality, so there is nothing to split")
     out = Path(out)
+    groups = wanted.index.sources if by_source else None
+    served: np.ndarray | None = None
+    if best:
+        groups = groups or wanted.index.ids
+        scores = attribute(stores[0], stores[1], score, groups=groups, **(params or {}))
+        served = np.array(scores.targets)[scores.values.argmax(axis=1)]
 
     def run(rows: np.ndarray, **how: Any) -> Parts:
         return split(
@@ -74,7 +82,8 @@ def split_scores(
             target=stores[1],
             score=score,
             rows=rows,
-            groups=wanted.index.sources if by_source else None,
+            groups=groups,
+            towards=None if served is None else served[rows].tolist(),
             checkpoints=checkpoints,
             baselines=baselines,
             **how,

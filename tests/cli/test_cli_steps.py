@@ -173,6 +173,12 @@ def test_split_of_a_subset_fills_its_manifest(backcast, images, tmp_path):
         for name, values in parts.parts.items():
             assert line["parts"][name] == pytest.approx(values[at], rel=1e-3, abs=1e-6)
 
+    backcast(*own, "--best", "-o", tmp_path / "best")
+    served = attribute(SketchStore.open(pool), SketchStore.open(target), "grad_cos").best()
+    best = Parts.load(tmp_path / "best" / "parts.parquet").first.score
+    np.testing.assert_allclose(best, served, atol=0.3)  # a sketch of 256 numbers apart
+    assert np.corrcoef(best, served)[0, 1] > np.corrcoef(parts.first.score, served)[0, 1]
+
     balanced = tmp_path / "balanced.jsonl"
     backcast(*choose, "modality_balance", "--parts", tmp_path / "all" / "parts.parquet", "-o", balanced)
     assert all(

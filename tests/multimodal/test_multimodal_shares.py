@@ -108,7 +108,7 @@ def brute_force(task: Game, model: nn.Module, example: Examples, absence: Baseli
     """MM-SHAP by the definition of Shapley values, over all coalitions of 2 × 2 pixels and the words."""
     batch = task.collate(example)
     own = task.contents(model, batch)
-    absent = absence.contents(model, example, batch, own)
+    absent = absence.contents(example, batch, own)
     words = task.players(batch)[0].nonzero().flatten().tolist()
     everyone = [("image", (0, 0, y, x)) for y in (0, 1) for x in (0, 1)] + [("text", (0, w)) for w in words]
 
@@ -137,6 +137,7 @@ def test_mm_shap_is_the_shares_of_all_coalitions(values, formula, samples, atol)
     task = Game(formula)
     found = mm_shap(values, task, SQUARES, SQUARES, samples=samples)
     absence = Baseline("colour+mean", Reference(task, SQUARES))
+    absence.prepare(values)
     wanted = [brute_force(task, values, SQUARES[i : i + 1], absence) for i in range(3)]
     expected = shares({m: np.array([own[m] for own in wanted]) for m in ("image", "text")})
     assert expected["image"].min() > 0.05

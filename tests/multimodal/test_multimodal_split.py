@@ -199,7 +199,8 @@ def absent(case, name, *modalities):
 
     def contents(example, batch):
         own = case.task.contents(case.model, batch)
-        return {**own, **{m: baseline.contents(case.model, example, batch, own)[m] for m in modalities}}
+        baseline.prepare(case.model)
+        return {**own, **{m: baseline.contents(example, batch, own)[m] for m in modalities}}
 
     return contents
 
