@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +117,8 @@ def split(
         "origin": problem.origin,
     }
     rest = [tolerance, max_steps, rows.tolist(), towards, pool.index.fingerprint]
-    run = _Run(model, task, pool, wanted, rows, method, derivative, tolerance, max_steps)
-    run.kept = None if keep is None else _Kept(Path(keep), sha256(repr([made, rest])))
+    kept = None if keep is None else _Kept(Path(keep), sha256(repr([made, rest])))
+    run = _Run(model, task, pool, wanted, rows, method, LINES[derivative], tolerance, max_steps, kept)
     total: dict[str, np.ndarray] = {}
     with (
         evaluation_mode(model),
@@ -135,27 +137,25 @@ def split(
     return Parts(pool[rows].index, splits, made)
 
 
+@dataclass(frozen=True)
 class _Run:
-    """What all checkpoints of a split have in common."""
+    """What all checkpoints of a split have in common; the arguments are those of `split`."""
 
+    model: nn.Module
+    task: MultimodalTask
+    pool: Examples
+    wanted: Examples
+    rows: np.ndarray
+    method: str
+    line: type[Line]
+    tolerance: float
+    max_steps: int
     kept: _Kept | None
 
-    def __init__(
-        self,
-        model: nn.Module,
-        task: MultimodalTask,
-        pool: Examples,
-        wanted: Examples,
-        rows: np.ndarray,
-        method: str,
-        derivative: str,
-        tolerance: float,
-        max_steps: int,
-    ) -> None:
-        self.model, self.task, self.pool, self.wanted = model, task, pool, wanted
-        self.examples = pool[rows]
-        self.method, self.derivative = method, derivative
-        self.tolerance, self.max_steps = tolerance, max_steps
+    @cached_property
+    def examples(self) -> Examples:
+        """Those to split."""
+        return self.pool[self.rows]
 
     def at(
         self, term: Direction, courses: Sequence[tuple[np.ndarray, np.ndarray]], baselines: Sequence[Baseline]
@@ -168,15 +168,12 @@ class _Run:
             weights = tracked_weights(self.model, self.task)
             _check_embeddings(self.task.token_embeddings(self.model), weights)
             for place, (mixture, chosen) in enumerate(courses):
-                line: Line | None = None
+                line = cache(partial(self._line, term, mixture, weights))  # none where all blocks are kept
                 for b, pack in enumerate(self._packs(chosen)):
                     name = f"{term.checkpoint}-{place}-{b}"
                     result = self.kept.get(name) if self.kept else None
                     if result is None:
-                        line = line or LINES[self.derivative](
-                            self.model, self.task, weights, self._direction(term, mixture, weights)
-                        )
-                        result = self._block(line, self.examples[pack], baselines)
+                        result = self._block(line(), self.examples[pack], baselines)
                         if self.kept:
                             self.kept.put(name, result)
                     yield pack, result
@@ -190,8 +187,8 @@ class _Run:
         longest = max(examples, key=self.task.length)
         return len(batches_of(self.model, self.task, [longest] * 32, 32)[0])
 
-    def _direction(self, term: Direction, mixture: np.ndarray, weights: Sequence[Tensor]) -> list[Tensor]:
-        """w for a ``mixture`` (g,) of the groups."""
+    def _line(self, term: Direction, mixture: np.ndarray, weights: Sequence[Tensor]) -> Line:
+        """Along w for a ``mixture`` (g,) of the groups."""
         amounts = [(self.wanted, mixture @ term.target)]
         if term.pool is not None:
             amounts.append((self.pool, mixture @ term.pool))
@@ -204,7 +201,8 @@ class _Run:
                     batch = on_device(self.task.collate(used[pack]), self.model)
                     yield batch, torch.from_numpy(amount[pack])
 
-        return gradient(self.model, self.task, weights, parts())
+        w = gradient(self.model, self.task, weights, parts())
+        return self.line(self.model, self.task, weights, w)
 
     def _block(self, line: Line, examples: Examples, baselines: Sequence[Baseline]) -> Block:
         batch = on_device(self.task.collate(examples), self.model)
