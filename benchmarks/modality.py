@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,6 +30,8 @@ from torch import nn
 
 from backcast.attribution import SketchStore, attribute, collect
 from backcast.data import Examples
+from backcast.data.corpora.base import Corpus
+from backcast.files import read_json, write_json
 from backcast.finetune import FinetuneConfig, finetune
 from backcast.kernels import SketchSpec
 from backcast.multimodal import (
@@ -42,6 +46,7 @@ from backcast.multimodal import (
 from backcast.multimodal.mini_clip import write_mini_clip
 from backcast.multimodal.shares import mm_shap, perceptual_score, shares
 
+PLACE = HERE.parent / "runs" / "modality"
 BASELINES = ("colour+mean", "mean+mean", "blur+mask")
 WARMUP = FinetuneConfig(steps=60, learning_rate=1e-3)
 TRAIN = FinetuneConfig(steps=150, learning_rate=2e-3)
@@ -119,18 +124,39 @@ class Case:
 def main() -> None:
     args = arguments(__doc__ or "")
     torch.set_num_threads(1)  # the models are small: a second thread costs more than it brings
-    rows: list[Row] = []
-    with TemporaryDirectory() as folder:
-        for image, text in RUINS[: 1 if args.quick else None]:
-            case = _pairs("digits", pairs.digits(0, args.quick), (image, text), Path(folder))
-            rows += _checked(case, args.quick, full=(image, text) == RUINS[0])
-        if args.data is None:
-            print("emoji and easy-VQA are left out: give --data, a folder with their files", file=sys.stderr)
-        else:
-            case = _pairs("emoji", pairs.emoji(args.data, 0, args.quick), RUINS[1], Path(folder))
-            rows += _checked(case, args.quick, full=False)
-            rows += _vqa(args.data, args.quick, Path(folder))
+    stages: dict[str, Callable[[Path], list[Row]]] = {}
+    for ruin in RUINS[: 1 if args.quick else None]:
+        stages[f"digits-{'-'.join(ruin)}"] = partial(_digits, ruin, args.quick)
+    if args.data is None:
+        print("emoji and easy-VQA are left out: give --data, a folder with their files", file=sys.stderr)
+    else:
+        stages["emoji"] = partial(_emoji, args.data, args.quick)
+        for swap in ("noise", "swapped"):
+            stages[f"easy-VQA-{swap}"] = partial(_vqa_blame, args.data, swap, args.quick)
+        stages["need"] = partial(_vqa_need, args.data, args.quick)
+        stages["cost"] = partial(_vqa_cost, args.data, args.quick)
+    rows = [row for name, stage in stages.items() for row in _kept(name, stage, args.quick)]
     write("modality-quick" if args.quick else "modality", rows, args.json)
+
+
+def _kept(name: str, stage: Callable[[Path], list[Row]], quick: bool) -> list[Row]:
+    """A stage's rows: of a full run they are kept as soon as they are there, so that an interrupted one goes on."""
+    file = PLACE / "checks" / f"{name}.json"
+    if not quick and file.is_file():
+        return read_json(file)
+    with TemporaryDirectory() as folder:
+        rows = stage(Path(folder))
+    if not quick:
+        write_json(file, rows)
+    return rows
+
+
+def _digits(ruin: tuple[Any, Any], quick: bool, folder: Path) -> list[Row]:
+    return _checked(_pairs("digits", pairs.digits(0, quick), ruin, folder), quick, full=ruin == RUINS[0])
+
+
+def _emoji(data: Path, quick: bool, folder: Path) -> list[Row]:
+    return _checked(_pairs("emoji", pairs.emoji(data, 0, quick), RUINS[1], folder), quick, full=False)
 
 
 def _pairs(
@@ -148,47 +174,40 @@ def _pairs(
     return Case.of(f"{data}: {ruin[0]}, {ruin[1]}", model, task, pool, target, groups, kinds, place)
 
 
-def _vqa(data: Path, quick: bool, folder: Path) -> list[Row]:
-    sizes = vqa.VqaSizes(200, 200, 50, 50, 300, 200) if quick else vqa.VqaSizes(pool_rows=1500)
+def _vqa(
+    data: Path, quick: bool, folder: Path
+) -> tuple[Path, nn.Module, VisionLanguageTask, Corpus, Examples]:
+    """The warmed-up model's folder, the model, its task, the data, and 400 clean questions as targets."""
+    sizes = vqa.VqaSizes(200, 200, 50, 50, 300, 200) if quick else vqa.VqaSizes()
     corpus = vqa.easy_vqa(data, 0, sizes)
-    warmed = HERE.parent / "runs" / "modality" / "model"  # as `modality_use.py` leaves it
-    place = warmed if not quick and (warmed / "warm").is_file() else folder / "vqa"
-    if place != warmed:
-        vqa.write_model(place, [*corpus.warmup, *corpus.pool])
+    place = (folder if quick else PLACE) / "model"  # where `modality_use.py` puts it too
+    if not (place / "warm").is_file():
+        vqa.write_warm_model(place, corpus, quick)
     model, processor = load_vision_language(str(place))
-    task = VisionLanguageTask(processor)
-    if place != warmed and not quick:
-        vqa.warm_up(model, task, corpus.warmup)
-    target = vqa.open_questions(corpus.target)[:400]
+    return place, model, VisionLanguageTask(processor), corpus, vqa.open_questions(corpus.target)[:400]
+
+
+def _vqa_blame(data: Path, ruin: Any, quick: bool, folder: Path) -> list[Row]:
+    _, model, task, corpus, target = _vqa(data, quick, folder)
+    pool, kinds = vqa.plant(vqa.open_questions(corpus.pool), ruin)
     answers = [e.fields["response"] for e in target]
-    rows: list[Row] = []
-    for ruin in ("noise",) if quick else ("noise", "swapped"):
-        pool, kinds = vqa.plant(vqa.open_questions(corpus.pool), ruin)  # type: ignore[arg-type]
-        spoilt = Case.of(
-            f"easy-VQA: {ruin}, random words",
-            model,
-            task,
-            pool,
-            target,
-            answers,
-            np.array(kinds),
-            folder / ruin,
-        )
-        rows += _checked(spoilt, quick, full=ruin == "noise")
-    case = Case.of(
-        "easy-VQA",
-        model,
-        task,
-        corpus.pool,
-        target,
-        answers,
-        np.full(len(corpus.pool), "clean"),
-        folder / "need",
-    )
-    rows += _need(case, vqa.text_only(place, corpus.pool), quick)
-    many = vqa.easy_vqa(data, 0, replace(sizes, pool_rows=200 if quick else 10_000)).pool
-    kinds = np.full(len(many), pairs.CLEAN)
-    return rows + _cost(Case.of("easy-VQA", model, task, many, target, None, kinds, folder / "cost"))
+    name = f"easy-VQA: {ruin}, random words"
+    case = Case.of(name, model, task, pool, target, answers, np.array(kinds), folder)
+    return _checked(case, quick, full=ruin == "noise")
+
+
+def _vqa_need(data: Path, quick: bool, folder: Path) -> list[Row]:
+    place, model, task, corpus, target = _vqa(data, quick, folder)
+    answers, kinds = [e.fields["response"] for e in target], np.full(len(corpus.pool), pairs.CLEAN)
+    case = Case.of("easy-VQA", model, task, corpus.pool, target, answers, kinds, folder)
+    return _need(case, vqa.text_only(place, corpus.pool), quick)
+
+
+def _vqa_cost(data: Path, quick: bool, folder: Path) -> list[Row]:
+    _, model, task, _, target = _vqa(data, quick, folder)
+    count = 200 if quick else 10_000
+    pool = vqa.easy_vqa(data, 0, replace(vqa.VqaSizes(), pool_rows=count)).pool
+    return _cost(Case.of("easy-VQA", model, task, pool, target, None, np.full(count, pairs.CLEAN), folder))
 
 
 # ------------------------------------------------------------------ checks
@@ -200,8 +219,8 @@ def _checked(case: Case, quick: bool, full: bool) -> list[Row]:
     rows = _blame(case, whole, "shapley", np.arange(len(case.pool)))
     if full:
         ruined = np.flatnonzero(case.kinds != pairs.CLEAN)
-        some = np.random.default_rng(0).permutation(ruined)[: 20 if quick else 100]
-        by_path = case.split("integrated_gradients", some)
+        some = np.random.default_rng(0).permutation(ruined)[: 20 if quick else 60]
+        by_path = case.split("integrated_gradients", some, baselines=BASELINES[:2], max_steps=256)
         rows += _blame(case, by_path, "integrated gradients", some)
         rows += _completeness(case, whole, by_path, some)
         rows += _output_shares(case, some[:100])
@@ -286,9 +305,9 @@ def _need(case: Case, known: vqa.TextOnly, quick: bool) -> list[Row]:
     found = []
     for name, s in case.split("shapley", rows).splits.items():
         found.append(_auroc("need", case.data, f"shapley, {name}", s.shares()["image"], needs, note=note))
-    some = rows[:: max(1, len(rows) // 150)]
-    few = needs[:: max(1, len(rows) // 150)]
-    by_path = case.split("integrated_gradients", some, baselines=BASELINES[:1]).first
+    every = max(1, len(rows) // 60)
+    some, few = rows[::every], needs[::every]
+    by_path = case.split("integrated_gradients", some, baselines=BASELINES[:1], max_steps=256).first
     found.append(
         _auroc("need", case.data, "integrated gradients, colour+mean", by_path.shares()["image"], few)
     )

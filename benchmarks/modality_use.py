@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from common import HERE, Row, arguments, write
-from modality_vqa import RUN, VqaSizes, easy_vqa, open_questions, plant, warm_up, write_model
+from modality_vqa import RUN, VqaSizes, easy_vqa, open_questions, plant, write_warm_model
 from scipy.stats import t as student
 
 from backcast.attribution import Scores, attribute, collect
@@ -48,24 +48,14 @@ def main() -> None:
     corpus = easy_vqa(args.data, 0, sizes)
     pool, kinds = plant(corpus.pool, "noise")
     target, test = open_questions(corpus.target), open_questions(corpus.test)[: 100 if args.quick else TEST]
-    model = _model(place, corpus.warmup, pool)
+    model = place / "model"
+    if not (model / "warm").is_file():
+        write_warm_model(model, corpus, args.quick)
     scores, parts = _scored(place, model, pool, target)
     config = RUN.model_copy(update={"steps": 20 if args.quick else 150})
     rows = _selection(place, model, pool, test, kinds, scores, parts, config, 2 if args.quick else SEEDS)
     rows += _laws(place, model, pool, test, parts, config, 2, (20, 40) if args.quick else SIZES)
     write("modality-use-quick" if args.quick else "modality-use", rows, args.json)
-
-
-def _model(place: Path, warmup: Examples, pool: Examples) -> Path:
-    """The warmed-up model's folder; made once."""
-    folder = place / "model"
-    if not (folder / "warm").is_file():
-        write_model(folder, [*warmup, *pool])  # type: ignore[arg-type]
-        model, processor = load_vision_language(str(folder))
-        warm_up(model, VisionLanguageTask(processor), warmup)
-        model.save_pretrained(folder)  # type: ignore[operator]
-        (folder / "warm").touch()
-    return folder
 
 
 def _scored(place: Path, model: Path, pool: Examples, target: Examples) -> tuple[Scores, Parts]:

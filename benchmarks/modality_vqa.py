@@ -199,6 +199,18 @@ def warm_up(model: nn.Module, task: VisionLanguageTask, warmup: Examples, seed: 
     finetune(model, task, warmup, SECOND, seed)
 
 
+def write_warm_model(folder: Path, corpus: Corpus, quick: bool = False) -> None:
+    """A model with the weights of `warm_up`, for the words of all splits; ``quick``: with those of a few steps."""
+    write_model(folder, Examples([*corpus.warmup, *corpus.pool, *corpus.target, *corpus.test]))
+    model, processor = load_vision_language(str(folder))
+    if quick:
+        finetune(model, VisionLanguageTask(processor), corpus.warmup, FinetuneConfig(steps=20), 0)
+    else:
+        warm_up(model, VisionLanguageTask(processor), corpus.warmup)
+    model.save_pretrained(folder)  # type: ignore[operator]
+    (folder / "warm").touch()
+
+
 @torch.no_grad()
 def probabilities(model: nn.Module, task: VisionLanguageTask, examples: Examples) -> np.ndarray:
     """(n,) the probability of each response. The task's loss is the sum over its tokens."""
