@@ -9,6 +9,7 @@ look at the parts. Further random subsets of image-driven, text-driven and mixed
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from scipy.stats import t as student
 
 from backcast.attribution import Scores, attribute, collect
 from backcast.data import Examples
-from backcast.finetune import Run, by_modality, laws_by_modality, sweep
+from backcast.finetune import FinetuneConfig, Run, by_modality, laws_by_modality, sweep
 from backcast.finetune.by_modality import aligned
 from backcast.kernels import SketchSpec
 from backcast.multimodal import Parts, VisionLanguageTask, load_vision_language, split
@@ -33,6 +34,7 @@ METHODS = {
     "random": "random",
     "score": "round_robin",
     "score, modality filter": "one_sided_harm | image_needed | round_robin",
+    "score, image_needed": "image_needed | round_robin",
     "score, modality balance": "modality_balance",
 }
 SIZES = (100, 200, 400, 800)
@@ -75,14 +77,26 @@ def _scored(place: Path, model: Path, pool: Examples, target: Examples) -> tuple
     return scores, Parts.load(file)
 
 
-def _selection(place, model, pool, test, kinds, scores, parts, config, seeds) -> list[Row]:
-    runs, ruined = [], {}
+def _selection(
+    place: Path,
+    model: Path,
+    pool: Examples,
+    test: Examples,
+    kinds: Sequence[str],
+    scores: Scores,
+    parts: Parts,
+    config: FinetuneConfig,
+    seeds: int,
+) -> list[Row]:
+    runs: list[Run] = []
+    ruined: dict[str, list[float]] = {name: [] for name in [*METHODS, "full"]}
     for name, method in METHODS.items():
         for seed in range(seeds):
             draw = seed if name == "random" else 0
             chosen = select(scores, BUDGET, method, 1000 + draw, parts=parts).indices
             runs.append(Run(name, BUDGET, tuple(int(i) for i in np.sort(chosen)), seed))
-            ruined[name] = float(np.mean([kinds[i] != "clean" for i in chosen]))
+            ruined[name].append(float(np.mean([kinds[i] != "clean" for i in chosen])))
+    ruined["full"] = [float(np.mean([kind != "clean" for kind in kinds]))]
     runs += [Run.on_all(pool, seed) for seed in range(seeds)]
     found = sweep(str(model), pool, test, runs, place / "selection", config=config)
     values = {
@@ -90,10 +104,11 @@ def _selection(place, model, pool, test, kinds, scores, parts, config, seeds) ->
     }
     rows = []
     for name, own in values.items():
-        rows.append(_row("selection", name, own, f"ruined rows: {ruined.get(name, 0.4):.0%} of the chosen"))
-    for other in ("random", "score"):
-        lead = values["score, modality filter"] - values[other]
-        rows.append(_row("selection", f"modality filter − {other}", lead, "paired by the fine-tune's seed"))
+        rows.append(_row("selection", name, own, f"ruined rows: {np.mean(ruined[name]):.0%}"))
+    for name in ("score, modality filter", "score, image_needed"):
+        for other in ("random", "score"):
+            lead = values[name] - values[other]
+            rows.append(_row("selection", f"({name}) − {other}", lead, "paired by the fine-tune's seed"))
     return rows
 
 
@@ -113,7 +128,16 @@ def _row(check: str, method: str, values: np.ndarray, note: str) -> Row:
     }
 
 
-def _laws(place, model, pool, test, parts, config, seeds, sizes) -> list[Row]:
+def _laws(
+    place: Path,
+    model: Path,
+    pool: Examples,
+    test: Examples,
+    parts: Parts,
+    config: FinetuneConfig,
+    seeds: int,
+    sizes: Sequence[int],
+) -> list[Row]:
     signed = aligned(parts, pool)
     classes = driven(signed)
     kept = [name for name in ("image", "text", "mixed") if (classes == name).sum() >= sizes[1]]
