@@ -305,7 +305,7 @@ def _need(case: Case, known: vqa.TextOnly, quick: bool) -> list[Row]:
     found = []
     for name, s in case.split("shapley", rows).splits.items():
         found.append(_auroc("need", case.data, f"shapley, {name}", s.shares()["image"], needs, note=note))
-    every = max(1, len(rows) // 60)
+    every = max(1, len(rows) // 40)
     some, few = rows[::every], needs[::every]
     by_path = case.split("integrated_gradients", some, baselines=BASELINES[:1], max_steps=256).first
     found.append(

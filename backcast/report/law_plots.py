@@ -86,7 +86,7 @@ def _figure(rows: Sequence[Mapping[str, Any]], laws: Mapping[str, Law], comparis
     if comparison.slopes:
         shown["slope of the error"] = comparison.slopes
     stack = columns[1].subgridspec(len(shown), 1)
-    sure = f"median, {100 * comparison.level:.0f} % interval, n = {comparison.low:,.10g} to {comparison.high:,.10g}"
+    sure = f"median, {100 * comparison.level:.0f} % interval,\nn = {comparison.low:,.10g} to {comparison.high:,.10g}"
     for place, (name, found) in enumerate(shown.items()):
         ax = figure.add_subplot(stack[place])
         ax.set_title(name, color=INK)

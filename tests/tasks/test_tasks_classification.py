@@ -366,7 +366,7 @@ def test_a_caption_makes_a_labelled_image_a_captioned_one(tmp_path):
         check_same_kind(captioned, labelled)
 
 
-def test_images_without_captions_or_labels_are_refused():
+def test_questions_about_images_ask_for_a_vision_language_model():
     rows = Examples.from_fields([{"image": PICTURES[0].fields["image"], "prompt": "a", "response": "b"}])
-    with pytest.raises(InputError, match="images without captions or labels"):
+    with pytest.raises(InputError, match="nowhere: no vision-language model"):
         load_task("nowhere", rows)
