@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from backcast.cli.options import Columns, Json, columns, show, table
+from backcast.cli.options import Columns, Json, SkipBroken, read, show, table
 from backcast.errors import InputError
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def run(
         int | None, typer.Option(metavar="N", help="Processes; by default the cores.", min=1)
     ] = None,
     column: Columns = None,
+    skip_broken: SkipBroken = False,
     json: Json = False,
 ) -> None:
     """Fine-tune on subsets, measure each run; resumes when stopped.
@@ -70,13 +71,12 @@ def run(
     Further subsets of the same selector and size count as further seeds: random ones, drawn anew.
     """
     _check(by, subsets, parts, sizes, classes)
-    from backcast.data import read_examples
     from backcast.finetune import FinetuneConfig, Run
     from backcast.finetune import sweep as run_all
 
     if not learning_rate > 0:
         raise InputError(f"--learning-rate {learning_rate:g}: it must be above zero")
-    pool, tested = read_examples(train, columns(column)), read_examples(test, columns(column))
+    pool, tested = (read(data, column, skip_broken) for data in (train, test))
     if parts and sizes:
         runs = _by_modality(pool, parts, sizes, classes, seeds)
     else:
