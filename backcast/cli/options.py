@@ -25,6 +25,11 @@ Columns = Annotated[
         help="The data's own names of its fields, e.g. prompt=question,response=answer.",
     ),
 ]
+Cosine = Annotated[bool, typer.Option(help="tracin: normalise every gradient.")]
+Params = Annotated[
+    list[str] | None,
+    typer.Option("--param", metavar="NAME=VALUE", help="The method's own, e.g. damping=0.1; once for each."),
+]
 SkipBroken = Annotated[
     bool,
     typer.Option("--skip-broken", help="Leave out rows whose image is missing or broken, and name them."),
@@ -81,7 +86,12 @@ def _checkpoint(value: str) -> Checkpoint:
     return Checkpoint(path, learning_rate)
 
 
-def params(values: Sequence[str] | None) -> dict[str, Any]:
+def score_params(method: str, cosine: bool, values: Sequence[str] | None) -> dict[str, Any]:
+    """What a command's options say of the scores' method."""
+    return ({"cosine": cosine} if method == "tracin" else {}) | _params(values)
+
+
+def _params(values: Sequence[str] | None) -> dict[str, Any]:
     """``damping=0.1`` options by name; a value that is neither JSON nor Python's True, False, None is a string."""
     pairs = [value.partition("=") for value in values or ()]
     if odd := ["".join(pair) for pair in pairs if not (pair[0] and pair[1])]:

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from backcast.cli.options import Checkpoints, Columns, Json, SkipBroken, checkpoints, params, read, show
+from backcast.cli.options import (
+    Checkpoints,
+    Columns,
+    Cosine,
+    Json,
+    Params,
+    SkipBroken,
+    checkpoints,
+    read,
+    score_params,
+    show,
+)
 from backcast.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,11 +46,8 @@ def run(
             help="On stores tracin, influence, ...; on examples with --model ekfac, bm25, ...",
         ),
     ] = "tracin",
-    cosine: Annotated[bool, typer.Option(help="tracin: normalise every gradient.")] = True,
-    param: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="The method's own, e.g. damping=0.1; once for each."),
-    ] = None,
+    cosine: Cosine = True,
+    param: Params = None,
     model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="The trained model, for methods that run it.")
     ] = None,
@@ -69,7 +77,7 @@ def run(
     groups = None
     if by_source:
         groups = (wanted.rows if isinstance(wanted, SketchStore) else wanted.index).sources
-    own = ({"cosine": cosine} if method == "tracin" else {}) | params(param)
+    own = score_params(method, cosine, param)
     scores = attribute(
         pool,
         wanted,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from backcast.cli.options import Checkpoints, Json, checkpoints, params, show, table
+from backcast.cli.options import Checkpoints, Cosine, Json, Params, checkpoints, score_params, show, table
 
 
 def run(
@@ -32,11 +32,8 @@ def run(
             "--method", "-m", metavar="METHOD", help="Of the scores: tracin, grad_dot, grad_cos or influence."
         ),
     ] = "tracin",
-    cosine: Annotated[bool, typer.Option(help="tracin: normalise every gradient.")] = True,
-    param: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="The method's own, e.g. damping=0.1; once for each."),
-    ] = None,
+    cosine: Cosine = True,
+    param: Params = None,
     by_source: Annotated[
         bool, typer.Option("--by-source", help="Scores of each source of the target, not of each example.")
     ] = False,
@@ -71,7 +68,7 @@ def run(
         target,
         out,
         score=method,
-        params=({"cosine": cosine} if method == "tracin" else {}) | params(param),
+        params=score_params(method, cosine, param),
         by_source=by_source,
         best=best,
         checkpoints=checkpoints(checkpoint),

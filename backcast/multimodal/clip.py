@@ -23,7 +23,7 @@ from backcast.data import Example, Examples, open_image
 from backcast.errors import InputError
 from backcast.files import write_json
 from backcast.multimodal.pair_losses import PAIR_LOSSES
-from backcast.multimodal.task import Contents, MultimodalTask, answering
+from backcast.multimodal.task import Contents, MultimodalTask, answering, block_sums, no_word
 from backcast.tasks import Batch, batches, on_device
 
 log = logging.getLogger("backcast")
@@ -115,7 +115,7 @@ class ClipTask(MultimodalTask):
 
     def prepare(self, model: nn.Module) -> None:
         stride = embedding_modules(model)["image"].stride[0]  # type: ignore[index]
-        self._patch = max(stride, SMALLEST)
+        self._patch = max(int(stride), SMALLEST)
         with torch.no_grad():
             encoded = [self._encode(model, on_device(self.collate(b), model)) for b in batches(self.bank, 64)]
         self._bank_embeddings = (torch.cat([u for u, _ in encoded]), torch.cat([v for _, v in encoded]))
@@ -169,20 +169,13 @@ class ClipTask(MultimodalTask):
         return embedding_modules(model)["text"]
 
     def filler(self) -> int:
-        ids = (getattr(self._vocabulary, f"{kind}_token_id", None) for kind in ("mask", "pad", "eos"))
-        return next(
-            (id for id in ids if id is not None), 0
-        )  # CLIP's own tokenizer names none, and pads with 0
+        return no_word(self._vocabulary)
 
     def token_ids(self, batch: Batch) -> Tensor:
         return batch["tokens"]
 
     def patches(self, pixels: np.ndarray, batch: Batch) -> list[np.ndarray]:
-        edges = (range(0, size, self._patch) for size in pixels.shape[2:])
-        summed = pixels.sum(1)
-        for axis, starts in enumerate(edges, start=1):
-            summed = np.add.reduceat(summed, starts, axis=axis)
-        return list(summed)
+        return list(block_sums(pixels.sum(1), self._patch))
 
     def words(self, example: Example) -> list[str]:
         tokens = self._tokens(example.fields["caption"])

@@ -24,6 +24,14 @@ KEY, SCHEMA = b"backcast.parts", 1
 COLUMNS = ("baseline", "image", "text", "interaction", "gap")
 
 
+def shares(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """modality → (r,) |value| / Σ |values|: adding up to 1, but zero where nothing contributes."""
+    total = sum(np.abs(own) for own in values.values())
+    return {
+        m: np.divide(np.abs(own), total, out=np.zeros(len(own)), where=total > 0) for m, own in values.items()
+    }
+
+
 @dataclass(frozen=True)
 class Split:
     """Scores of r examples, split between modalities against one baseline; all in the score's own unit and sign.
@@ -50,11 +58,7 @@ class Split:
 
     def shares(self) -> dict[str, np.ndarray]:
         """modality → (r,) |part| / Σ |parts|: magnitudes without signs, zero where nothing contributes."""
-        total = sum(np.abs(part) for part in self.parts.values())
-        return {
-            m: np.divide(np.abs(p), total, out=np.zeros_like(p), where=total > 0)
-            for m, p in self.parts.items()
-        }
+        return shares(self.parts)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ share has no sign.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from backcast.attribution.collect import batches_of, evaluation_mode, uncompiled
 from backcast.data import Example, Examples, conversation
 from backcast.errors import InputError
 from backcast.multimodal.baselines import Baseline, Reference
+from backcast.multimodal.parts import shares
 from backcast.multimodal.task import Contents, MultimodalTask
 from backcast.progress import progress
 from backcast.tasks import Batch, on_device
@@ -27,14 +28,6 @@ from backcast.tasks import Batch, on_device
 MODALITIES = ("image", "text")
 #: Players along an image's height, and along its width.
 GRID = 4
-
-
-def shares(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """modality → (r,) |value| / Σ |values|: adding up to 1, but zero where nothing contributes."""
-    total = sum(np.abs(own) for own in values.values())
-    return {
-        m: np.divide(np.abs(own), total, out=np.zeros(len(own)), where=total > 0) for m, own in values.items()
-    }
 
 
 def mm_shap(

@@ -62,6 +62,20 @@ class MultimodalTask(Task):
         """The players of an example's text as strings, in their order."""
 
 
+def no_word(tokenizer: Any) -> int:
+    """The token that stands for no word: the mask's, else the padding's, else that of an end; 0 where none is named, as
+    CLIP's own tokenizer pads."""
+    ids = (getattr(tokenizer, f"{kind}_token_id", None) for kind in ("mask", "pad", "eos"))
+    return next((token for token in ids if token is not None), 0)
+
+
+def block_sums(image: np.ndarray, edge: int) -> np.ndarray:
+    """(..., h, w) the sums over squares of ``edge`` pixels of images (..., H, W); the last ones may be smaller."""
+    for axis in (-2, -1):
+        image = np.add.reduceat(image, range(0, image.shape[axis], edge), axis=axis)
+    return image
+
+
 def take(batch: Batch, rows: Tensor) -> dict[str, Any]:
     """The batch's rows, repeated and reordered as ``rows`` says."""
     chosen = rows.tolist()

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from backcast.data import Example, conversation, open_image
 from backcast.errors import InputError
-from backcast.multimodal.task import Contents, MultimodalTask, answering
+from backcast.multimodal.task import Contents, MultimodalTask, answering, block_sums, no_word
 from backcast.tasks import Batch, CausalLMTask, batches, on_device
 from backcast.tasks.encoded import Encoded
 from backcast.tasks.head import IGNORE, token_values
@@ -146,10 +146,7 @@ class VisionLanguageTask(CausalLMTask, MultimodalTask):
         return model.get_input_embeddings()  # type: ignore[operator]
 
     def filler(self) -> int:
-        """The mask's token, else the padding's, else that of an end."""
-        tokenizer = self.tokenizer
-        known = (tokenizer.mask_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
-        return next((token for token in known if token is not None), 0)
+        return no_word(self.tokenizer)
 
     def token_ids(self, batch: Batch) -> Tensor:
         return batch["input_ids"]
@@ -170,7 +167,7 @@ class VisionLanguageTask(CausalLMTask, MultimodalTask):
             edge = getattr(self.processor, "patch_size", None) or round(
                 math.sqrt(images[0].size / (tokens / len(images))) if count else 1
             )
-            maps.append(_side_by_side([_blocks(image, edge) for image in images]))
+            maps.append(_side_by_side([block_sums(image, edge) for image in images]))
         return maps
 
     def words(self, example: Example) -> list[str]:
@@ -380,13 +377,6 @@ def _grids(patches: np.ndarray, grids: np.ndarray, merged: int) -> list[np.ndarr
         own.reshape(t, h // merged, w // merged, merged, merged).sum(0).transpose(0, 2, 1, 3).reshape(h, w)
         for own, (t, h, w) in zip(np.split(patches, ends)[:-1], grids, strict=True)
     ]
-
-
-def _blocks(image: np.ndarray, edge: int) -> np.ndarray:
-    """(h, w) the sums over squares of an image (H, W)."""
-    for axis in (0, 1):
-        image = np.add.reduceat(image, range(0, image.shape[axis], edge), axis=axis)
-    return image
 
 
 def _side_by_side(maps: Sequence[np.ndarray]) -> np.ndarray:
