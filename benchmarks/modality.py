@@ -24,6 +24,7 @@ import modality_vqa as vqa
 import numpy as np
 import torch
 from common import HERE, Row, arguments, write
+from modality_plant import CLEAN, RUINED_IMAGE, RUINED_TEXT
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 from torch import nn
@@ -192,13 +193,13 @@ def _vqa_blame(data: Path, ruin: Any, quick: bool, folder: Path) -> list[Row]:
     pool, kinds = vqa.plant(vqa.open_questions(corpus.pool), ruin)
     answers = [e.fields["response"] for e in target]
     name = f"easy-VQA: {ruin}, random words"
-    case = Case.of(name, model, task, pool, target, answers, np.array(kinds), folder)
+    case = Case.of(name, model, task, pool, target, answers, kinds, folder)
     return _checked(case, quick, full=ruin == "noise")
 
 
 def _vqa_need(data: Path, quick: bool, folder: Path) -> list[Row]:
     place, model, task, corpus, target = _vqa(data, quick, folder)
-    answers, kinds = [e.fields["response"] for e in target], np.full(len(corpus.pool), pairs.CLEAN)
+    answers, kinds = [e.fields["response"] for e in target], np.full(len(corpus.pool), CLEAN)
     case = Case.of("easy-VQA", model, task, corpus.pool, target, answers, kinds, folder)
     return _need(case, vqa.text_only(place, corpus.pool), quick)
 
@@ -207,7 +208,7 @@ def _vqa_cost(data: Path, quick: bool, folder: Path) -> list[Row]:
     _, model, task, _, target = _vqa(data, quick, folder)
     count = 200 if quick else 10_000
     pool = vqa.easy_vqa(data, 0, replace(vqa.VqaSizes(), pool_rows=count)).pool
-    return _cost(Case.of("easy-VQA", model, task, pool, target, None, np.full(count, pairs.CLEAN), folder))
+    return _cost(Case.of("easy-VQA", model, task, pool, target, None, np.full(count, CLEAN), folder))
 
 
 # ------------------------------------------------------------------ checks
@@ -218,7 +219,7 @@ def _checked(case: Case, quick: bool, full: bool) -> list[Row]:
     whole = case.split("shapley")
     rows = _blame(case, whole, "shapley", np.arange(len(case.pool)))
     if full:
-        ruined = np.flatnonzero(case.kinds != pairs.CLEAN)
+        ruined = np.flatnonzero(case.kinds != CLEAN)
         some = np.random.default_rng(0).permutation(ruined)[: 20 if quick else 60]
         by_path = case.split("integrated_gradients", some, baselines=BASELINES[:2], max_steps=256)
         rows += _blame(case, by_path, "integrated gradients", some)
@@ -298,7 +299,7 @@ def _shares(case: Case, rows: np.ndarray) -> dict[str, np.ndarray]:
 def _need(case: Case, known: vqa.TextOnly, quick: bool) -> list[Row]:
     """Do rows that need the image have a larger image share than those that a text-only model answers?"""
     rows = np.flatnonzero(known.answers | known.leaves_open)[: 60 if quick else 600]
-    needs = np.where(known.leaves_open[rows], pairs.RUINED_IMAGE, pairs.RUINED_TEXT)
+    needs = np.where(known.leaves_open[rows], RUINED_IMAGE, RUINED_TEXT)
     note = (
         f"{int(known.leaves_open[rows].sum())} rows need the image, {int(known.answers[rows].sum())} do not"
     )
@@ -364,8 +365,8 @@ def _auroc(
     note: str = "",
 ) -> Row:
     """How well ``values`` tell ruined images from ruined texts, with a 95 % interval from 500 bootstraps over rows."""
-    chosen = np.isin(kinds, (pairs.RUINED_IMAGE, pairs.RUINED_TEXT)) & (True if kept is None else kept)
-    x, y = values[chosen], kinds[chosen] == pairs.RUINED_IMAGE
+    chosen = np.isin(kinds, (RUINED_IMAGE, RUINED_TEXT)) & (True if kept is None else kept)
+    x, y = values[chosen], kinds[chosen] == RUINED_IMAGE
     rng = np.random.default_rng(0)
     draws = [rng.integers(len(x), size=len(x)) for _ in range(500)]
     found = [roc_auc_score(y[d], x[d]) for d in draws if 0 < y[d].sum() < len(d)]

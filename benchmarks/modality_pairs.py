@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow.parquet as parquet
+from modality_plant import CLEAN, planted
 from PIL import Image
 
-from backcast.data import Example, Examples, open_image
+from backcast.data import Examples, open_image
 from backcast.data.corpora import DigitsSizes, digits_corpus
 from backcast.data.corpora.digits import encode
 from backcast.errors import InputError
 
-CLEAN, RUINED_IMAGE, RUINED_TEXT = "clean", "ruined image", "ruined text"
 ImageRuin = Literal["noise", "scrambled"]
 TextRuin = Literal["garbled", "random words"]
 
@@ -61,24 +62,17 @@ def plant(
     Returns:
         The rows, and for each (n,) what was done.
     """
-    rng = np.random.default_rng((seed, len(pool)))
-    count = round(share * len(pool))
-    order = rng.permutation(len(pool))
-    kinds = np.full(len(pool), CLEAN, dtype=object)
-    kinds[order[:count]], kinds[order[count : 2 * count]] = RUINED_IMAGE, RUINED_TEXT
     words = sorted({word for e in pool for word in e.fields["caption"].split()})
-    rows = []
-    for example, kind in zip(pool, kinds, strict=True):
-        fields = dict(example.fields)
-        if kind == RUINED_IMAGE:
-            fields["image"] = _ruined(fields["image"], image, rng)
-        elif kind == RUINED_TEXT:
-            own = fields["caption"].split()
-            fields["caption"] = " ".join(
-                garbled(word, rng) if text == "garbled" else str(rng.choice(words)) for word in own
-            )
-        rows.append(Example(fields, example.row, example.source))
-    return Examples(rows), kinds
+
+    def ruined_text(fields: Mapping[str, Any], rng: np.random.Generator) -> Mapping[str, Any]:
+        own = fields["caption"].split()
+        drawn = (garbled(word, rng) if text == "garbled" else str(rng.choice(words)) for word in own)
+        return {"caption": " ".join(drawn)}
+
+    def ruined_image(fields: Mapping[str, Any], rng: np.random.Generator) -> Mapping[str, Any]:
+        return {"image": _ruined(fields["image"], image, rng)}
+
+    return planted(pool, ruined_image, ruined_text, share, seed)
 
 
 def garbled(word: str, rng: np.random.Generator) -> str:

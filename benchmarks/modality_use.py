@@ -82,7 +82,7 @@ def _selection(
     model: Path,
     pool: Examples,
     test: Examples,
-    kinds: Sequence[str],
+    kinds: np.ndarray,
     scores: Scores,
     parts: Parts,
     config: FinetuneConfig,

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow.parquet as parquet
 import torch
+from modality_plant import planted
 from PIL import ImageOps
 from torch import nn
 from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
@@ -36,7 +37,6 @@ COLOUR, SHAPE, COLOUR_YES_NO, SHAPE_YES_NO = KINDS = (
     "shape, yes or no",
 )
 OPEN = (COLOUR, SHAPE)
-CLEAN, RUINED_IMAGE, RUINED_TEXT = "clean", "ruined image", "ruined text"
 Ruin = Literal["noise", "scrambled", "blank", "swapped"]
 
 #: From random weights: first what is the colour and the shape, then yes or no too. Asked everything at once it learns
@@ -127,7 +127,7 @@ def _mirrored(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 # ------------------------------------------------------------------ spoilt rows
 
 
-def plant(pool: Examples, ruin: Ruin, share: float = 0.2, seed: int = 0) -> tuple[Examples, tuple[str, ...]]:
+def plant(pool: Examples, ruin: Ruin, share: float = 0.2, seed: int = 0) -> tuple[Examples, np.ndarray]:
     """The pool with ``share`` of its rows' images ruined and the questions of another ``share``; answers are kept.
 
     Args:
@@ -136,27 +136,19 @@ def plant(pool: Examples, ruin: Ruin, share: float = 0.2, seed: int = 0) -> tupl
         share: of each; at most a half.
 
     Returns:
-        The rows, and for each ``clean``, ``ruined image`` or ``ruined text``.
+        The rows, and for each (n,) ``clean``, ``ruined image`` or ``ruined text``.
     """
-    rng = np.random.default_rng(
-        (seed, len(pool))
-    )  # a seed alone is what a random selection permutes the pool by
-    count = round(share * len(pool))
-    order = rng.permutation(len(pool))
-    kinds = np.full(len(pool), CLEAN, dtype=object)
-    kinds[order[:count]], kinds[order[count : 2 * count]] = RUINED_IMAGE, RUINED_TEXT
     words = sorted({word for example in pool for word in _words(example.fields["prompt"])})
-    rows = []
-    for example, what in zip(pool, kinds, strict=True):
-        fields = dict(example.fields)
-        if what == RUINED_IMAGE and ruin == "swapped":
-            fields["image"] = pool[int(rng.integers(len(pool)))].fields["image"]
-        elif what == RUINED_IMAGE:
-            fields["image"] = encode(_ruined(np.asarray(open_image(fields["image"])), ruin, rng))
-        elif what == RUINED_TEXT:
-            fields["prompt"] = " ".join(rng.choice(words, len(_words(fields["prompt"])))) + "?"
-        rows.append(Example(fields, example.row, example.source))
-    return Examples(rows), tuple(kinds)
+
+    def ruined_text(fields: Mapping[str, Any], rng: np.random.Generator) -> Mapping[str, Any]:
+        return {"prompt": " ".join(rng.choice(words, len(_words(fields["prompt"])))) + "?"}
+
+    def ruined_image(fields: Mapping[str, Any], rng: np.random.Generator) -> Mapping[str, Any]:
+        if ruin == "swapped":
+            return {"image": pool[int(rng.integers(len(pool)))].fields["image"]}
+        return {"image": encode(_ruined(np.asarray(open_image(fields["image"])), ruin, rng))}
+
+    return planted(pool, ruined_image, ruined_text, share, seed)
 
 
 def _words(question: str) -> list[str]:
