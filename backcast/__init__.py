@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from backcast.data import Examples, read_examples
     from backcast.finetune import FinetuneConfig, sweep
     from backcast.kernels import SketchSpec
+    from backcast.manifests import Manifest, check, load_subset
     from backcast.multimodal import (
         ClipTask,
         MultimodalTask,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     )
     from backcast.report import Report, write_report
     from backcast.scaling import fit_law
-    from backcast.selectors import Manifest, Selection, check, load_subset, select
+    from backcast.selectors import Selection, select
     from backcast.tasks import (
         CausalLMTask,
         ImageClassificationTask,
@@ -100,7 +101,8 @@ _FLOORS = {
     "multimodal": "ClipTask MultimodalTask Parts VisionLanguageTask load_clip load_vision_language split",
     "report": "Report write_report",
     "scaling": "fit_law",
-    "selectors": "Manifest Selection check load_subset select",
+    "manifests": "Manifest check load_subset",
+    "selectors": "Selection select",
     "tasks": "CausalLMTask ImageClassificationTask PreferenceTask SequenceClassificationTask Task load_causal_lm "
     "load_image_classifier load_sequence_classifier",
 }

@@ -23,7 +23,8 @@ BASE = {"errors", "files", "progress"}
 #: A floor's height; each imports only from below. Those on the ground stand side by side.
 HEIGHT = {
     **dict.fromkeys(BASE, 0),
-    **dict.fromkeys(("data", "kernels", "scaling"), 1),
+    **dict.fromkeys(("data", "kernels", "scaling", "vectors"), 1),
+    "manifests": 2,
     "tasks": 2,
     "attribution": 3,
     "multimodal": 4,
@@ -52,7 +53,7 @@ def test_importing_the_package_loads_nothing_heavy():
     assert not loaded_by("import backcast; backcast.__version__; dir(backcast)") & HEAVY
 
 
-@pytest.mark.parametrize("floor", ["scaling", "selectors"])
+@pytest.mark.parametrize("floor", ["scaling", "selectors", "manifests", "vectors"])
 def test_laws_and_selectors_need_no_torch(floor):
     assert not loaded_by(f"import backcast.{floor}") & {"torch", "datasets", "transformers"}
 
@@ -175,7 +176,7 @@ def test_the_base_and_scaling_know_no_floor():
 
 
 def test_selectors_see_attribution_only_as_types():
-    allowed = {"selectors", "data", *BASE}
+    allowed = {"selectors", "manifests", "data", "vectors", "scaling", *BASE}
     reached = [i for floor, i in OWN if floor == "selectors" and i.floor not in allowed]
     assert not [i for i in reached if i.floor != "attribution" or not i.typing]
 

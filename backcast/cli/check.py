@@ -22,7 +22,7 @@ def run(
 
     Exit code 1 when it does not.
     """
-    from backcast.selectors import check
+    from backcast.manifests import check
 
     report = check(subset, data)
     if json:

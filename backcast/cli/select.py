@@ -12,8 +12,8 @@ from backcast.cli.options import Columns, Json, Seed, SkipBroken, columns, show
 from backcast.errors import InputError
 
 if TYPE_CHECKING:
+    from backcast.manifests import Manifest
     from backcast.multimodal.parts import Parts
-    from backcast.selectors import Manifest
 
 
 def run(

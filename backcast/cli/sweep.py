@@ -122,7 +122,7 @@ def _check(
 
 def _on_subsets(pool: Examples, subsets: Sequence[Path], seeds: int) -> list[Run]:
     from backcast.finetune import Run
-    from backcast.selectors import Manifest
+    from backcast.manifests import Manifest
 
     runs: list[Run] = []
     for manifest in [Manifest.load(path) for path in subsets]:

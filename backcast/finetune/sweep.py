@@ -25,9 +25,9 @@ from backcast.data import Examples
 from backcast.errors import InputError
 from backcast.files import read_json, sha256, sha256_file, write_atomic, write_json
 from backcast.finetune.train import FinetuneConfig, finetune
+from backcast.manifests import Manifest
 from backcast.multimodal import check_same_kind, load_task
 from backcast.progress import progress, silence
-from backcast.selectors import Manifest
 
 
 @dataclass(frozen=True)

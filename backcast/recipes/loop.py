@@ -30,11 +30,12 @@ from backcast.data import Example, Examples, read_examples
 from backcast.errors import InputError
 from backcast.files import read_json, write_json
 from backcast.finetune import Run, finetune, sweep
+from backcast.manifests import Manifest
 from backcast.multimodal import MultimodalTask, Parts, load_task, split
 from backcast.progress import console, progress
 from backcast.recipes.setting import SELECTORS, Plan, Setting, Summary, Truth
 from backcast.scaling import Inversion, Law, fit_law, next_run
-from backcast.selectors import Manifest, select
+from backcast.selectors import select
 from backcast.tasks import Task
 
 #: Rows of the pool that the split and the report's gallery show, from each end.

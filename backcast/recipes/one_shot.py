@@ -10,9 +10,10 @@ from backcast.data import read_examples
 from backcast.errors import InputError
 from backcast.files import whole_folder
 from backcast.kernels import SketchSpec, default_kind
+from backcast.manifests import Manifest, meta_path
 from backcast.multimodal import check_same_kind, load_task
 from backcast.multimodal.parts import Parts
-from backcast.selectors import BY_PARTS, Evidence, Manifest, meta_path, parse_budget, parse_method, select
+from backcast.selectors import BY_PARTS, Evidence, parse_budget, parse_method, select
 
 
 def select_subset(

@@ -15,11 +15,11 @@ from backcast.data import Examples, read_examples
 from backcast.errors import InputError
 from backcast.files import whole_folder, write_atomic
 from backcast.finetune import Run
+from backcast.manifests import Manifest
 from backcast.multimodal import MultimodalTask, Parts, load_task, split
 from backcast.multimodal.split import BASELINES
 from backcast.recipes.split_document import split_document
 from backcast.report import write_report
-from backcast.selectors import Manifest
 
 
 def split_scores(

@@ -12,16 +12,16 @@ from backcast.data.examples import Rows
 from backcast.errors import InputError
 from backcast.files import sha256
 from backcast.selectors.budget import parse_budget
-from backcast.selectors.dedup import Dedup
 from backcast.selectors.evidence import Evidence, HasFeatures, HasParts
-from backcast.selectors.facility_location import FacilityLocation
-from backcast.selectors.image_needed import ImageNeeded
-from backcast.selectors.modality_balance import ModalityBalance
-from backcast.selectors.one_sided_harm import OneSidedHarm
-from backcast.selectors.random import Random
-from backcast.selectors.round_robin import RoundRobin
+from backcast.selectors.filters.dedup import Dedup
+from backcast.selectors.filters.image_needed import ImageNeeded
+from backcast.selectors.filters.one_sided_harm import OneSidedHarm
+from backcast.selectors.methods.facility_location import FacilityLocation
+from backcast.selectors.methods.modality_balance import ModalityBalance
+from backcast.selectors.methods.random import Random
+from backcast.selectors.methods.round_robin import RoundRobin
+from backcast.selectors.methods.top_k import TopK
 from backcast.selectors.selection import Dropped, Filter, Selection, Selector
-from backcast.selectors.top_k import TopK
 
 if TYPE_CHECKING:  # attribution imports torch
     from backcast.attribution.scores import Scores

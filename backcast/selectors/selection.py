@@ -13,8 +13,8 @@ import numpy as np
 
 from backcast.data.examples import Rows
 from backcast.errors import InputError
+from backcast.manifests.manifest import Manifest, number, portable
 from backcast.selectors.evidence import Evidence, take_rows
-from backcast.selectors.manifest import Manifest, number, portable
 
 #: How many of the targets that a row serves best its manifest line names.
 TARGETS = 3

@@ -19,8 +19,9 @@ from cli_cases import (
 
 from backcast.attribution import Scores, SketchStore
 from backcast.data import read_examples
+from backcast.manifests import Manifest, load_subset
 from backcast.multimodal.parts import Parts, Split
-from backcast.selectors import Manifest, driven, load_subset
+from backcast.selectors import driven
 from backcast.selectors.modality import MODALITIES
 
 FORMATS = {

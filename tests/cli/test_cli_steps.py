@@ -19,9 +19,10 @@ from cli_cases import Files, write_jsonl
 from backcast import __version__
 from backcast.attribution import Scores, SketchStore, attribute
 from backcast.data import read_examples
+from backcast.manifests import Manifest
 from backcast.multimodal import Parts, load_task
 from backcast.report import Report, read_report, write_report
-from backcast.selectors import Manifest, select
+from backcast.selectors import select
 
 COMMANDS = ["demo", "select", "collect", "score", "split", "search", "sweep", "invert", "check", "report"]
 

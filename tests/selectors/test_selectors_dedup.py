@@ -8,7 +8,7 @@ from selectors_cases import evidence, parts, points, rows, scores, shuffled
 
 from backcast.errors import InputError
 from backcast.selectors import SELECTORS, Evidence, select
-from backcast.selectors.dedup import BLOCK, Dedup, near_duplicates
+from backcast.selectors.filters.dedup import BLOCK, Dedup, near_duplicates
 
 
 def oracle(x: np.ndarray, threshold: float) -> list[int]:

@@ -14,7 +14,7 @@ from selectors_cases import RNG, evidence, points, rows, scores, shuffled
 
 from backcast.errors import InputError
 from backcast.selectors import Evidence, select
-from backcast.selectors.facility_location import LIMIT, FacilityLocation, benefits, lazy_greedy
+from backcast.selectors.methods.facility_location import LIMIT, FacilityLocation, benefits, lazy_greedy
 
 
 def value(benefit: np.ndarray, weights: np.ndarray, chosen: list[int]) -> float:

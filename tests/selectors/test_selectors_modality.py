@@ -16,10 +16,10 @@ from selectors_cases import RNG, evidence, parts, points, rows, scores, shuffled
 
 from backcast.errors import InputError
 from backcast.selectors import BY_PARTS, FILTERS, SELECTORS, Evidence, select
-from backcast.selectors.image_needed import ImageNeeded
+from backcast.selectors.filters.image_needed import ImageNeeded
+from backcast.selectors.filters.one_sided_harm import OneSidedHarm
+from backcast.selectors.methods.modality_balance import ModalityBalance
 from backcast.selectors.modality import driven, shares
-from backcast.selectors.modality_balance import ModalityBalance
-from backcast.selectors.one_sided_harm import OneSidedHarm
 
 NAN = float("nan")
 

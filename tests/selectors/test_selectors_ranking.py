@@ -9,8 +9,8 @@ from hypothesis.extra.numpy import arrays
 from selectors_cases import RNG, rows, scores, shuffled
 
 from backcast.selectors import Evidence
-from backcast.selectors.round_robin import RoundRobin
-from backcast.selectors.top_k import TopK
+from backcast.selectors.methods.round_robin import RoundRobin
+from backcast.selectors.methods.top_k import TopK
 
 
 @st.composite

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from backcast.selectors.evidence import Evidence
+from backcast.selectors.methods.random import turns
 from backcast.selectors.modality import CLASSES, driven
-from backcast.selectors.random import turns
 from backcast.selectors.selection import Selection
 
 

@@ -19,8 +19,9 @@ from selectors_cases import parts, points, rows, scores
 from backcast.attribution.scores import Scores
 from backcast.data import Examples, read_examples
 from backcast.errors import InputError
-from backcast.selectors import Manifest, Selection, check, load_subset, select
-from backcast.selectors.manifest import portable
+from backcast.manifests import Manifest, check, load_subset
+from backcast.manifests.manifest import portable
+from backcast.selectors import Selection, select
 
 N = 30
 
@@ -192,9 +193,9 @@ def test_a_manifest_from_before_there_were_parts_still_loads(manifest: Path) -> 
 AGAIN = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from test_selectors_manifest import run_once
-run_once(Path(sys.argv[2]))
+sys.path[:0] = sys.argv[1:3]
+from test_manifests_manifest import run_once
+run_once(Path(sys.argv[3]))
 """
 
 
@@ -210,7 +211,7 @@ def run_once(folder: Path) -> dict[str, bytes]:
 
 def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
     """In another run folder, with more threads and another hash seed."""
-    command = [sys.executable, "-c", AGAIN, str(Path(__file__).parent), str(tmp_path / "there")]
+    command = [sys.executable, "-c", AGAIN, str(Path(__file__).parent), str(Path(__file__).parents[1]), str(tmp_path / "there")]
     subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "2", "PYTHONHASHSEED": "1"}, check=True)
     there = {file.name: file.read_bytes() for file in (tmp_path / "there" / "subsets").iterdir()}
     here = run_once(tmp_path / "here")

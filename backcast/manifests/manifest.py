@@ -18,16 +18,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from backcast.data import Examples, load_table, read_examples
 from backcast.errors import InputError
 from backcast.files import read_json, sha256, write_atomic, write_json
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 SCHEMA = 1
 
@@ -187,132 +183,3 @@ def portable(dataset: str, folder: Path) -> str:
 def number(value: float) -> float | None:
     """A JSON number of nine digits, which tell any two float32 apart; null for NaN."""
     return None if np.isnan(value) else float(f"{value:.9g}")
-
-
-@dataclass(frozen=True)
-class Report:
-    """Whether a manifest fits its data; true when it does.
-
-    Attributes:
-        manifest, data: what was compared.
-        lines: how many rows the manifest names.
-        moved: (row, new row) of examples that are now elsewhere.
-        changed: rows that hold something else, their examples being nowhere in the data.
-        missing: rows past the end of the data, their examples being nowhere in the data.
-        duplicated: rows that the manifest names more than once.
-        pool: (examples in the data, examples that were selected from).
-        same_pool: whether the whole data set is the one that was selected from. The subset may fit another:
-            rows were added or changed that were not chosen, or only a part of the data was the pool.
-    """
-
-    manifest: str
-    data: str
-    lines: int
-    moved: tuple[tuple[int, int], ...]
-    changed: tuple[int, ...]
-    missing: tuple[int, ...]
-    duplicated: tuple[int, ...]
-    pool: tuple[int, int]
-    same_pool: bool
-
-    @property
-    def ok(self) -> bool:
-        return not (self.moved or self.changed or self.missing or self.duplicated)
-
-    def __bool__(self) -> bool:
-        return self.ok
-
-    @property
-    def summary(self) -> str:
-        """One line."""
-        if self.ok:
-            now, then = self.pool
-            other = f"of {then} examples, these are {now}" if now != then else "with other rows beside them"
-            note = "" if self.same_pool else f" (but were chosen from a pool {other})"
-            return f"{self.manifest}: all {self.lines} rows fit {self.data}{note}"
-        faults = [
-            f"{len(rows)} {name} (first: row {rows[0]})"
-            for name, rows in (
-                ("moved", [f"{old}, now {new}" for old, new in self.moved]),
-                ("changed", self.changed),
-                ("missing", self.missing),
-                ("named twice", self.duplicated),
-            )
-            if rows
-        ]
-        return f"{self.manifest}: of {self.lines} rows in {self.data}: {', '.join(faults)}; select again"
-
-
-def check(path: str | Path, data: str | Path | Examples | None = None) -> Report:
-    """Compare a manifest with its data set, or with ``data`` (a path, a hub id, or examples in memory).
-
-    Every example is read and its content hashed, so that a changed pixel or letter is found.
-
-    Raises:
-        InputError: the manifest or the data cannot be read.
-    """
-    return _compare(Manifest.load(path), data)
-
-
-def load_subset(path: str | Path, data: str | Path | None = None) -> Dataset:
-    """The chosen rows as a ``datasets.Dataset``: the data set's own columns and a ``weight``, in rank order.
-
-    A view: the data are not copied. They are checked first (see `check`).
-
-    Args:
-        path: the manifest.
-        data: where the data set is now; by default where the manifest says.
-
-    Raises:
-        InputError: the manifest or the data cannot be read, do not fit, or have a ``weight`` of their own.
-    """
-    manifest = Manifest.load(path)
-    report = _compare(manifest, data)
-    if not report:
-        raise InputError(report.summary)
-    table = load_table(_place(manifest, data))
-    if "weight" in table.column_names:
-        raise InputError(
-            f"{report.data}: its own column 'weight' would be hidden by the manifest's; rename it"
-        )
-    weights = np.zeros(len(table))
-    weights[manifest.rows] = manifest.weights
-    return table.add_column("weight", weights).select(manifest.rows)
-
-
-def _place(manifest: Manifest, data: str | Path | None) -> str | Path:
-    place = data or manifest.dataset
-    if not place:
-        raise InputError(
-            f"{manifest.path}: selected from examples in memory; say which data set holds them now"
-        )
-    return place
-
-
-def _compare(manifest: Manifest, data: str | Path | Examples | None) -> Report:
-    if isinstance(data, Examples):
-        examples, name = data, data.dataset or "memory"
-    else:
-        place = _place(manifest, data)
-        # A row that was left out for its image still has its place.
-        examples = read_examples(place, manifest.meta["dataset"]["columns"], skip_broken=True)
-        name = str(place)
-    found = {example.row: example.id for example in examples}
-    places = {example.id: example.row for example in reversed(examples)}
-    end = max((*found, *(row for row, _ in examples.skipped)), default=-1)
-
-    gone = [line for line in manifest.lines if found.get(line["row"]) != line["id"]]
-    lost = [line["row"] for line in gone if line["id"] not in places]
-    rows, counts = np.unique(manifest.rows, return_counts=True)
-    pool = manifest.meta["dataset"]
-    return Report(
-        manifest=str(manifest.path),
-        data=name,
-        lines=len(manifest),
-        moved=tuple((line["row"], places[line["id"]]) for line in gone if line["id"] in places),
-        changed=tuple(row for row in lost if row <= end),
-        missing=tuple(row for row in lost if row > end),
-        duplicated=tuple(rows[counts > 1].tolist()),
-        pool=(len(examples), pool["n"]),
-        same_pool=examples.index.fingerprint == pool["fingerprint"],
-    )

@@ -1,0 +1,1 @@
+"""One file a filter: which examples a selector may not see, and why."""
