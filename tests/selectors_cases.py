@@ -7,7 +7,7 @@ import numpy as np
 from backcast.attribution.scores import Scores
 from backcast.data.examples import Rows
 from backcast.files import sha256
-from backcast.selectors import Evidence
+from backcast.selectors import Allowance, Evidence
 
 RNG = np.random.Generator(np.random.PCG64(0))  # for selectors that draw nothing
 
@@ -49,6 +49,11 @@ def parts(n: int, seed: int = 0) -> dict[str, np.ndarray]:
 def evidence(n: int, m: int = 3, d: int = 6, seed: int = 0) -> Evidence:
     values = np.random.default_rng(seed + 1).normal(size=(n, m))
     return Evidence.of(scores(values), points(n, d, seed), parts(n, seed))
+
+
+def room(count: int, pool: Evidence) -> Allowance:
+    """Room for so many of the pool."""
+    return Allowance.of(count, len(pool))
 
 
 def shuffled(pool: Evidence, seed: int) -> Evidence:

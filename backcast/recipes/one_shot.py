@@ -13,7 +13,7 @@ from backcast.kernels import SketchSpec, default_kind
 from backcast.manifests import Manifest, meta_path
 from backcast.multimodal import check_same_kind, load_task
 from backcast.multimodal.parts import Parts
-from backcast.selectors import BY_PARTS, Evidence, parse_budget, parse_method, select
+from backcast.selectors import Evidence, Method, parse_budget, select
 
 
 def select_subset(
@@ -47,13 +47,12 @@ def select_subset(
             behind.
     """
     meta_path(out)  # for what it refuses
-    names, _ = parse_method(method, {})
-    if parts is None and BY_PARTS & set(names):
+    if parts is None and Method.parse(method).needs_parts:
         raise InputError(
             f"{method}: needs the pool's scores split by modality; give parts=, the file of 'backcast split'"
         )
     examples, wanted = (read_examples(data, columns, skip_broken) for data in (pool, target))
-    parse_budget(budget, len(examples))
+    parse_budget(budget).limit(len(examples))
     split = Parts.load(parts) if parts else None
     Evidence.of(examples.index, parts=split)  # for what it refuses
     check_same_kind(examples, wanted)

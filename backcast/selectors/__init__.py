@@ -1,22 +1,26 @@
 """Scores and sketches → a budgeted subset."""
 
+from backcast.selectors.allowance import Allowance
 from backcast.selectors.budget import parse_budget
 from backcast.selectors.evidence import Evidence
+from backcast.selectors.filters import FILTERS
+from backcast.selectors.method import Method
+from backcast.selectors.methods import SELECTORS
 from backcast.selectors.modality import driven
-from backcast.selectors.pipeline import BY_PARTS, FILTERS, SELECTORS, parse_method, select
+from backcast.selectors.pipeline import select
 from backcast.selectors.selection import Dropped, Filter, Selection, Selector
 
 __all__ = [
-    "BY_PARTS",
     "FILTERS",
     "SELECTORS",
+    "Allowance",
     "Dropped",
     "Evidence",
     "Filter",
+    "Method",
     "Selection",
     "Selector",
     "driven",
     "parse_budget",
-    "parse_method",
     "select",
 ]

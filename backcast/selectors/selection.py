@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from backcast.data.examples import Rows
 from backcast.errors import InputError
 from backcast.manifests.manifest import Manifest, number, portable
+from backcast.selectors.allowance import Allowance
 from backcast.selectors.evidence import Evidence, take_rows
 
 #: How many of the targets that a row serves best its manifest line names.
@@ -46,6 +47,10 @@ class Selection:
         evidence: the whole pool.
         indices: (k,) positions in the pool, the first pick first.
         gains: (k,) float64, by how much each pick raised the selector's objective; NaN where it has none.
+        weights: (k,) float64, how much each pick counts in training; None where all count 1.
+        clusters: (k,) int64, the cluster that each pick was taken from; None where there are none.
+        costs: (k,) float64, what each pick took off the budget; None for a budget of examples.
+        notes: what the selector tells of its own run, as JSON.
         why: the budget asked and got, the selector and its parameters, the seed, and what made the scores.
         dropped: what the filters took out, an entry for every filter and reason.
     """
@@ -53,6 +58,10 @@ class Selection:
     evidence: Evidence
     indices: np.ndarray
     gains: np.ndarray
+    weights: np.ndarray | None = None
+    clusters: np.ndarray | None = None
+    costs: np.ndarray | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
     why: Mapping[str, Any] = field(default_factory=dict)
     dropped: tuple[Dropped, ...] = ()
 
@@ -122,10 +131,16 @@ class Selection:
             "rank": k + 1,
             "score": number(self.evidence.mean[i]) if scored else None,
             "gain": number(self.gains[k]),
-            "weight": 1.0,
+            "weight": 1.0 if self.weights is None else number(self.weights[k]),
             "targets": self._served(i),
         }
-        return line if parts is None else {**line, "parts": {name: number(parts[name][i]) for name in parts}}
+        if self.clusters is not None:
+            line["cluster"] = int(self.clusters[k])
+        if self.costs is not None:
+            line["cost"] = number(self.costs[k])
+        if parts is not None:
+            line["parts"] = {name: number(parts[name][i]) for name in parts}
+        return line
 
     def _served(self, i: int) -> list[dict[str, Any]]:
         """The targets that example ``i`` serves best, best first."""
@@ -137,19 +152,29 @@ class Selection:
 
 
 class Selector(Protocol):
-    """Chooses ``budget`` examples; its parameters are the fields of a frozen dataclass."""
+    """Chooses examples; its parameters are the fields of a frozen dataclass."""
 
-    def select(self, evidence: Evidence, budget: int, rng: np.random.Generator) -> Selection:
-        """At most ``budget`` of the evidence, 1 ≤ budget ≤ n; draws come from ``rng``, in `by_id` order."""
+    def select(self, evidence: Evidence, allowance: Allowance, rng: np.random.Generator) -> Selection:
+        """What fits into the allowance, the first pick first; draws come from ``rng``, in `by_id` order."""
         ...
 
 
+@runtime_checkable
 class Filter(Protocol):
     """Says which examples a selector may not see, and why; its parameters are the fields of a frozen dataclass."""
 
     def drop(self, evidence: Evidence) -> Mapping[str, np.ndarray]:
         """reason → positions to drop, ascending, each under one reason; every reason it has, also those that drop
         none."""
+        ...
+
+
+@runtime_checkable
+class Divider(Protocol):
+    """Divides a budget among parts of the pool, or among the groups of targets, for another selector."""
+
+    def over(self, selector: Selector) -> Selector:
+        """The selector that fills each share with the picks of ``selector``."""
         ...
 
 

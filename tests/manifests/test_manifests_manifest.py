@@ -211,7 +211,8 @@ def run_once(folder: Path) -> dict[str, bytes]:
 
 def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
     """In another run folder, with more threads and another hash seed."""
-    command = [sys.executable, "-c", AGAIN, str(Path(__file__).parent), str(Path(__file__).parents[1]), str(tmp_path / "there")]
+    tests = Path(__file__).parent
+    command = [sys.executable, "-c", AGAIN, str(tests), str(tests.parent), str(tmp_path / "there")]
     subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "2", "PYTHONHASHSEED": "1"}, check=True)
     there = {file.name: file.read_bytes() for file in (tmp_path / "there" / "subsets").iterdir()}
     here = run_once(tmp_path / "here")

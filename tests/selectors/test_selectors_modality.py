@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from selectors_cases import RNG, evidence, parts, points, rows, scores, shuffled
+from selectors_cases import RNG, evidence, parts, points, room, rows, scores, shuffled
 
 from backcast.errors import InputError
-from backcast.selectors import BY_PARTS, FILTERS, SELECTORS, Evidence, select
+from backcast.selectors import FILTERS, SELECTORS, Evidence, Method, select
 from backcast.selectors.filters.image_needed import ImageNeeded
 from backcast.selectors.filters.one_sided_harm import OneSidedHarm
 from backcast.selectors.methods.modality_balance import ModalityBalance
@@ -216,7 +216,7 @@ def naive_balance(pool: Evidence, budget: int) -> list[int]:
 @given(pools(), st.data())
 def test_modality_balance_is_the_game_it_says(pool: Evidence, data: st.DataObject) -> None:
     budget = data.draw(st.integers(1, len(pool)))
-    chosen = ModalityBalance().select(pool, budget, RNG)
+    chosen = ModalityBalance().select(pool, room(budget, pool), RNG)
     assert chosen.indices.tolist() == naive_balance(pool, budget)
     np.testing.assert_array_equal(chosen.gains, pool.mean[chosen.indices])
 
@@ -235,7 +235,7 @@ def test_classes_get_equal_shares_as_long_as_they_last() -> None:
 def test_the_order_of_the_pool_does_not_matter() -> None:
     pool = evidence(50)
     other = shuffled(pool, 1)
-    mine, theirs = (ModalityBalance().select(p, 20, RNG) for p in (pool, other))
+    mine, theirs = (ModalityBalance().select(p, room(20, p), RNG) for p in (pool, other))
     assert mine.rows.rows.tolist() == theirs.rows.rows.tolist()
     for stage in (ImageNeeded(), OneSidedHarm()):
         for ours, shuffles in zip(stage.drop(pool).values(), stage.drop(other).values(), strict=True):
@@ -248,7 +248,7 @@ def test_the_order_of_the_pool_does_not_matter() -> None:
 @pytest.mark.parametrize("method", [*SELECTORS, *(f"{name} | random" for name in FILTERS)])
 def test_who_needs_parts_says_so(method: str) -> None:
     seen, features = scores(np.ones((5, 1))), points(5, 3)
-    if method.split(" |")[0] in BY_PARTS:
+    if Method.parse(method).needs_parts:
         with pytest.raises(InputError, match=r"needs parts: give parts=.*'backcast split'"):
             select(seen, 2, method, features=features)
     else:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from selectors_cases import RNG, rows, scores, shuffled
+from selectors_cases import RNG, room, rows, scores, shuffled
 
 from backcast.selectors import Evidence
 from backcast.selectors.methods.round_robin import RoundRobin
@@ -43,7 +43,7 @@ def naive_round_robin(pool: Evidence, budget: int) -> list[int]:
 @given(pools(), st.data())
 def test_top_k_is_the_sorted_list(pool: Evidence, data: st.DataObject) -> None:
     budget = data.draw(st.integers(1, len(pool)))
-    chosen = TopK().select(pool, budget, RNG)
+    chosen = TopK().select(pool, room(budget, pool), RNG)
     assert chosen.indices.tolist() == sorted(range(len(pool)), key=lambda i: key(pool, i))[:budget]
     np.testing.assert_array_equal(chosen.gains, pool.mean[chosen.indices])
 
@@ -52,7 +52,7 @@ def test_top_k_is_the_sorted_list(pool: Evidence, data: st.DataObject) -> None:
 @given(pools(), st.data())
 def test_round_robin_is_the_game_it_says(pool: Evidence, data: st.DataObject) -> None:
     budget = data.draw(st.integers(1, len(pool)))
-    chosen = RoundRobin().select(pool, budget, RNG)
+    chosen = RoundRobin().select(pool, room(budget, pool), RNG)
     assert chosen.indices.tolist() == naive_round_robin(pool, budget)
     assert pool.scores is not None
     turns = np.arange(budget) % pool.scores.shape[1]
@@ -64,12 +64,12 @@ def test_round_robin_is_the_game_it_says(pool: Evidence, data: st.DataObject) ->
 def test_the_order_of_the_pool_does_not_matter(pool: Evidence, seed: int) -> None:
     other = shuffled(pool, seed)
     for selector in (TopK(), RoundRobin()):
-        mine, theirs = (selector.select(p, max(1, len(pool) // 2), RNG) for p in (pool, other))
+        mine, theirs = (selector.select(p, room(max(1, len(pool) // 2), p), RNG) for p in (pool, other))
         assert mine.rows.rows.tolist() == theirs.rows.rows.tolist()
 
 
 def test_round_robin_serves_targets_that_top_k_forgets() -> None:
     values = np.array([[9, 0], [8, 0], [7, 0], [-9, 1]])
     pool = Evidence.of(scores(values))
-    assert 3 not in TopK().select(pool, 2, RNG).indices
-    assert RoundRobin().select(pool, 2, RNG).indices.tolist() == [0, 3]
+    assert 3 not in TopK().select(pool, room(2, pool), RNG).indices
+    assert RoundRobin().select(pool, room(2, pool), RNG).indices.tolist() == [0, 3]

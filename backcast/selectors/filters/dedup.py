@@ -34,7 +34,7 @@ class Dedup:
             raise InputError(f"dedup: threshold={self.threshold!r} must be above 0 and at most 1")
 
     def drop(self, evidence: Evidence) -> dict[str, np.ndarray]:
-        groups = near_duplicates(evidence.need_features("dedup"), self.threshold)
+        groups = near_duplicates(evidence.need_features("dedup")[:], self.threshold)
         order = evidence.ranked(evidence.mean)
         _, first = np.unique(groups[order], return_index=True)
         return {"near-duplicate": np.delete(np.arange(len(evidence)), order[first])}

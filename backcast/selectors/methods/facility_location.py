@@ -8,6 +8,7 @@ from heapq import heapify, heappop, heapreplace
 import numpy as np
 
 from backcast.errors import InputError
+from backcast.selectors.allowance import Allowance
 from backcast.selectors.evidence import Evidence
 from backcast.selectors.selection import Selection
 
@@ -50,7 +51,7 @@ class FacilityLocation:
         if not 0 <= self.quality < float("inf"):
             raise InputError(f"facility_location: quality={self.quality!r} must be a number from 0 up")
 
-    def select(self, evidence: Evidence, budget: int, rng: np.random.Generator) -> Selection:
+    def select(self, evidence: Evidence, allowance: Allowance, rng: np.random.Generator) -> Selection:
         features = evidence.need_features("facility_location")
         weights = self._weights(evidence)
         order = evidence.ranked(evidence.best)  # the order in which ties are broken, and the rest is taken
@@ -60,10 +61,12 @@ class FacilityLocation:
                 f"facility_location: {len(useful)} examples of positive quality, at most {LIMIT} fit into "
                 "memory; filter the pool first, or use round_robin"
             )
-        picks, gains = lazy_greedy(benefits(features[useful], weights[useful]), weights[useful], budget)
+        picks, gains = lazy_greedy(
+            benefits(features.points(useful), weights[useful]), weights[useful], allowance, useful
+        )
         taken = np.zeros(len(evidence), dtype=bool)
         taken[useful[picks]] = True
-        rest = order[~taken[order]][: budget - len(picks)]
+        rest = allowance.first(order[~taken[order]])
         return Selection(
             evidence, np.concatenate([useful[picks], rest]), np.concatenate([gains, np.zeros(len(rest))])
         )
@@ -87,9 +90,8 @@ def _fixed(values: np.ndarray, bits: int) -> np.ndarray:
     return np.rint(scaled, out=scaled) / 2.0**bits
 
 
-def benefits(features: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def benefits(points: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """(p, p) float32, row j what example j does for each: w_j max(0, cos(j, i))."""
-    points = _fixed(features, 11).astype(np.float32)
     out = np.empty((len(points), len(points)), dtype=np.float32)
     for start in range(0, len(points), BLOCK):
         block = slice(start, start + BLOCK)
@@ -98,7 +100,9 @@ def benefits(features: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return out
 
 
-def lazy_greedy(benefit: np.ndarray, weights: np.ndarray, budget: int) -> tuple[np.ndarray, np.ndarray]:
+def lazy_greedy(
+    benefit: np.ndarray, weights: np.ndarray, allowance: Allowance, names: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Greedy picks for f(S) = Σ_i weights_i max_{j∈S} benefit[j, i], until nothing is left to gain.
 
     A gain only falls as S grows, so an old gain is an upper bound: only a candidate whose bound comes first
@@ -108,6 +112,8 @@ def lazy_greedy(benefit: np.ndarray, weights: np.ndarray, budget: int) -> tuple[
     Args:
         benefit: (p, p), not negative; a row a candidate.
         weights: (p,), not negative.
+        allowance: what may be picked.
+        names: (p,) the candidates' positions in the allowance.
 
     Returns:
         The picks' indices in order, and their gains as shares of f of all candidates.
@@ -121,14 +127,18 @@ def lazy_greedy(benefit: np.ndarray, weights: np.ndarray, budget: int) -> tuple[
     gains: list[float] = []
     heap = [(-gain(j), j, 0) for j in range(len(benefit))]  # −bound, candidate, how many picks it knows of
     heapify(heap)
-    while heap and len(picks) < budget:
+    while heap and not allowance.full:
         bound, j, known = heap[0]
         if bound == 0:
             break
+        if not allowance.fits(names[j]):
+            heappop(heap)
+            continue
         if known < len(picks):
             heapreplace(heap, (-gain(j), j, len(picks)))
             continue
         heappop(heap)
+        allowance.take(names[j])
         picks.append(j)
         gains.append(-bound)
         np.maximum(covered, benefit[j], out=covered)

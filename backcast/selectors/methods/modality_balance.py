@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from backcast.selectors.allowance import Allowance
 from backcast.selectors.evidence import Evidence
-from backcast.selectors.methods.random import turns
 from backcast.selectors.modality import CLASSES, driven
 from backcast.selectors.selection import Selection
+from backcast.selectors.turns import turns
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,10 @@ class ModalityBalance:
     Ties by content id. A pick's gain is its mean score. Rows without a split are mixed.
     """
 
-    def select(self, evidence: Evidence, budget: int, rng: np.random.Generator) -> Selection:
+    def select(self, evidence: Evidence, allowance: Allowance, rng: np.random.Generator) -> Selection:
         evidence.need_scores("modality_balance")
         order = evidence.ranked(evidence.mean)
         classes = driven(evidence.need_parts("modality_balance"))[order]
         place = [CLASSES.index(name) for name in classes]
-        chosen = order[np.lexsort((place, turns(classes)))][:budget]
+        chosen = allowance.first(order[np.lexsort((place, turns(classes)))])
         return Selection(evidence, chosen, evidence.mean[chosen])

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from backcast.errors import InputError
+from backcast.selectors.allowance import Allowance
 from backcast.selectors.evidence import Evidence
 from backcast.selectors.selection import Selection
+from backcast.selectors.turns import turns
 
 
 @dataclass(frozen=True)
@@ -31,22 +31,12 @@ class Random:
         if self.balance not in (None, "source"):
             raise InputError(f"random: balance={self.balance!r} is unknown; give 'source' or leave it out")
 
-    def select(self, evidence: Evidence, budget: int, rng: np.random.Generator) -> Selection:
+    def select(self, evidence: Evidence, allowance: Allowance, rng: np.random.Generator) -> Selection:
         # NumPy keeps the raw stream of a bit generator from release to release, but not what Generator makes
         # of it
         keys = rng.bit_generator.random_raw(len(evidence))
         order = evidence.by_id[np.argsort(keys, kind="stable")]
         if self.balance == "source":
             order = order[np.argsort(turns([evidence.rows.sources[i] for i in order]), kind="stable")]
-        chosen = order[:budget]
+        chosen = allowance.first(order)
         return Selection(evidence, chosen, np.full(len(chosen), np.nan))
-
-
-def turns(groups: Iterable[str]) -> list[int]:
-    """How many of the same group came before each: its turn, when the groups take turns."""
-    seen: Counter[str] = Counter()
-    found = []
-    for group in groups:
-        found.append(seen[group])
-        seen[group] += 1
-    return found

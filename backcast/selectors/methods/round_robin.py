@@ -3,37 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import cycle
 
 import numpy as np
 
+from backcast.selectors.allowance import Allowance
 from backcast.selectors.evidence import Evidence
 from backcast.selectors.selection import Selection
+from backcast.selectors.turns import weighted_turns
 
 
 @dataclass(frozen=True)
 class RoundRobin:
-    """The targets take turns, in their order, each taking its best example that is not yet taken. O(m n log
-    n).
+    """The groups of targets take turns, in their order and by their weights (see `weighted_turns`), each taking its
+    best example that is not yet taken. O(G n + k log n) for G groups.
 
-    Ties by mean score, then by content id. A pick's gain is its score for the target that took it. With fewer
-    picks than targets only the first targets are served: group the targets then.
+    Ties by mean score, then by content id. A pick's gain is its score for the group that took it. With fewer
+    picks than groups only the first groups are served: make larger groups then.
 
     Source: the per-task turns of Xia et al., "LESS" (2024) and Ivison et al., "Large-scale data selection for
-    instruction tuning" (2025), here over single targets.
+    instruction tuning" (2025).
     """
 
-    def select(self, evidence: Evidence, budget: int, rng: np.random.Generator) -> Selection:
-        scores = evidence.need_scores("round_robin")
-        preferences = [iter(evidence.ranked(column)) for column in scores.T]
-        taken = np.zeros(len(evidence), dtype=bool)
+    def select(self, evidence: Evidence, allowance: Allowance, rng: np.random.Generator) -> Selection:
+        evidence.need_scores("round_robin")
+        scores = evidence.by_group
+        preferences = [evidence.best_first(column) for column in scores.T]
+        waiting = np.ones(len(evidence), dtype=bool)
         chosen: list[int] = []
         gains: list[float] = []
-        for target in cycle(range(len(preferences))):
-            if len(chosen) == budget:
+        for group in weighted_turns(evidence.group_weights.tolist()):
+            pick = next((i for i in preferences[group] if waiting[i] and allowance.fits(i)), None)
+            if pick is None:  # what this group passed over is taken or fits no more, and so is all the rest
                 break
-            pick = next(i for i in preferences[target] if not taken[i])
-            taken[pick] = True
+            waiting[pick] = False
+            allowance.take(pick)
             chosen.append(pick)
-            gains.append(scores[pick, target])
-        return Selection(evidence, np.asarray(chosen), np.asarray(gains, dtype=np.float64))
+            gains.append(scores[pick, group])
+        return Selection(evidence, np.asarray(chosen, dtype=np.int64), np.asarray(gains, dtype=np.float64))
