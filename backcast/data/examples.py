@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from sys import intern
 from typing import Any, overload
 
 import numpy as np
@@ -51,7 +52,7 @@ def image_bytes(image: Image) -> bytes:
     return image if isinstance(image, bytes) else Path(image).read_bytes()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Example:
     """A row of the user's data.
 
@@ -59,7 +60,8 @@ class Example:
     path) or without; ``messages``, whose contents may be lists of parts, with the ``images`` of their image parts in
     order; ``text``; ``image`` and ``caption`` or ``label``; ``prompt``, ``chosen`` and ``rejected``.
     ``id`` is the SHA-256 of its content, ``row`` its 0-based place in the data set it was read from, ``source`` the
-    name that balancing and reports use.
+    name that balancing and reports use. Of an example that was read from a file ``fields`` reads them again when they
+    are looked into; do so once for a use.
     """
 
     fields: Mapping[str, Any]
@@ -80,7 +82,8 @@ class Rows:
         ids: content ids, in order.
         rows: (n,) int64, each example's place in its data set.
         sources: each example's source.
-        dataset: where the data set is: a file, a folder or a hub id; empty when it was made in memory.
+        dataset: where the data set is: a file, a folder or a hub id, or several separated by commas; empty when it was
+            made in memory.
         columns: how the data set's columns were renamed to canonical fields, canonical → own.
         fingerprint: SHA-256 over the ids in order.
     """
@@ -113,7 +116,7 @@ class Rows:
         return cls(
             ids=tuple(value["ids"]),
             rows=np.asarray(value["rows"], dtype=np.int64),
-            sources=tuple(value["sources"]),
+            sources=tuple(map(intern, value["sources"])),  # a few names, many times
             dataset=value["dataset"],
             columns=value["columns"],
         )

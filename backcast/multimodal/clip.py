@@ -81,6 +81,7 @@ class ClipTask(MultimodalTask):
         self.tokenizer = tokenizer
         chosen = np.random.default_rng(seed).permutation(len(bank))[:bank_size]
         self.bank = bank[np.sort(chosen)]
+        self._bank_captions = [example.fields["caption"] for example in self.bank]
         self._images: OrderedDict[str, Tensor] = OrderedDict()
         self._captions: dict[str, Tensor] = {}
         self._bank_embeddings: tuple[Tensor, Tensor] | None = None
@@ -212,8 +213,9 @@ class ClipTask(MultimodalTask):
         u, v = self._encode(model, batch)
         scale, bias = logit_parameters(model)
         own = scale * (u * v).sum(1, keepdim=True) + bias
-        bank = [example.fields["caption"] for example in self.bank]
-        same = torch.tensor([[c == other for other in bank] for c in batch["captions"]], device=own.device)
+        same = torch.tensor(
+            [[c == other for other in self._bank_captions] for c in batch["captions"]], device=own.device
+        )
         captions, images = (
             (scale * x @ others.T + bias).masked_fill(same, -torch.inf)
             for x, others in ((u, bank_texts), (v, bank_images))
