@@ -4,31 +4,41 @@
 
     {"row": 17, "id": "9f…", "source": "web", "rank": 1, "score": 0.31, "gain": 0.02, "weight": 1.0,
      "targets": [{"target": "…", "score": 0.58}, …],
-     "parts": {"image": 0.28, "text": 0.04, "interaction": 0.01}}
+     "cluster": 3, "cost": 412, "parts": {"image": 0.28, "text": 0.04, "interaction": 0.01}}
 
-``parts`` are there when the scores were split by modality; null in a row without a split.
+``cluster`` is there when the selector made clusters, ``cost`` when the budget was not a count of examples, ``parts``
+when the scores were split by modality (null in a row without a split).
 ``subset.meta.json`` holds all that made it. Neither holds a time or anything else that a rerun would change.
 """
 
 from __future__ import annotations
 
+import gc
+import hashlib
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from types import UnionType
 from typing import Any
 
 import numpy as np
 
+from backcast.data.places import map_names
 from backcast.errors import InputError
-from backcast.files import read_json, sha256, write_atomic, write_json
+from backcast.files import read_json, whole_file, write_json
 
 SCHEMA = 1
 
 #: How many folders above the manifest's own a data set may lie and still be named by a relative path.
 LEVELS = 2
+
+#: How many lines are parsed at once: in one call they share the strings of their keys, in half the time.
+BLOCK = 1000
 
 Fields = Mapping[str, type | UnionType]
 
@@ -42,6 +52,7 @@ _LINE: Fields = {
     "weight": float | int,
     "targets": list,
 }
+_LINE_OPTIONAL: Fields = {"cluster": int, "cost": float | int | None, "parts": dict}
 _META: Fields = {
     "sha256": str,
     "dataset": dict,
@@ -51,6 +62,7 @@ _META: Fields = {
     "origin": dict,
     "versions": dict,
 }
+_META_OPTIONAL: Fields = {"dropped": dict, "parts": dict, "run": dict}
 _DATASET: Fields = {"path": str, "columns": dict, "fingerprint": str, "n": int}
 
 
@@ -63,8 +75,9 @@ class Manifest:
         lines: one object a chosen row, in rank order.
         meta: ``dataset`` (path, columns, fingerprint, n), ``budget`` (asked, got), ``selector`` (method,
             params), ``dropped`` (what the filters took out: total, reasons, and the first rows), ``seed``, ``scores``
-            and ``origin`` (what made them), ``parts`` (how they were split, if they were), ``versions``; on disk also
-            ``schema`` and the ``sha256`` of the lines, which ties the two files together.
+            and ``origin`` (what made them), ``parts`` (how they were split, if they were), ``constraints`` and
+            ``groups`` (if there were any), ``run`` (the configuration that makes it again), ``versions``; on disk
+            also ``schema`` and the ``sha256`` of the lines, which ties the two files together.
     """
 
     path: Path
@@ -91,11 +104,13 @@ class Manifest:
 
     @property
     def dataset(self) -> str:
-        """Where the data set is: an absolute path or a hub id; empty when it was made in memory."""
-        stored = self.meta["dataset"]["path"]
-        if stored.split("/")[0] not in (".", ".."):
-            return stored
-        return os.path.normpath(self.path.resolve().parent / stored)
+        """Where the data set is: absolute paths and hub ids, separated by commas; empty when it was made in memory."""
+        folder = self.path.resolve().parent
+
+        def absolute(name: str) -> str:
+            return os.path.normpath(folder / name) if name.split("/")[0] in (".", "..") else name
+
+        return map_names(self.meta["dataset"]["path"], absolute)
 
     def with_parts(self, parts: Mapping[str, np.ndarray], made: Mapping[str, Any]) -> Manifest:
         """The same selection with its rows' parts: name → (k,), in rank order; ``made`` says how they were split."""
@@ -109,9 +124,14 @@ class Manifest:
     def save(self) -> None:
         """Write both files, the meta last: the lines are no manifest without it, nor with an older one."""
         beside = meta_path(self.path)
-        text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in self.lines)
-        write_atomic(self.path, text)
-        write_json(beside, {**self.meta, "schema": SCHEMA, "sha256": sha256(text)})
+        encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+        digest = hashlib.sha256()
+        with whole_file(self.path) as file:
+            for line in self.lines:
+                raw = encode(line).encode() + b"\n"
+                digest.update(raw)
+                file.write(raw)
+        write_json(beside, {**self.meta, "schema": SCHEMA, "sha256": digest.hexdigest()})
 
     @classmethod
     def load(cls, path: str | Path) -> Manifest:
@@ -126,12 +146,10 @@ class Manifest:
         if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
             raise InputError(f"{beside}:1: not the meta file of a manifest of schema {SCHEMA}; select again")
         _expect(meta, _META, f"{beside}:1")
+        _expect_optional(meta, _META_OPTIONAL, f"{beside}:1")
         _expect(meta["dataset"], _DATASET, f"{beside}:1")
-        content = path.read_bytes()
-        lines = tuple(
-            _line(raw, rank, f"{path}:{rank}") for rank, raw in enumerate(content.splitlines(), start=1)
-        )
-        if sha256(content) != meta["sha256"]:
+        lines, digest = _read_lines(path)
+        if digest != meta["sha256"]:
             raise InputError(
                 f"{path}:{len(lines)}: the file is not the one that {beside.name} was written for "
                 "(it was cut off, edited or replaced); select again"
@@ -147,15 +165,59 @@ def meta_path(path: str | Path) -> Path:
     return path.with_suffix(".meta.json")
 
 
-def _line(raw: bytes, rank: int, where: str) -> Mapping[str, Any]:
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage collection meanwhile: it would walk all the lines again and again, and they hold no cycle."""
+    enabled = gc.isenabled()
+    gc.disable()
     try:
-        line = json.loads(raw)
-    except ValueError:
-        raise InputError(f"{where}: not a JSON object, perhaps cut off; select again") from None
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _read_lines(path: Path) -> tuple[tuple[Mapping[str, Any], ...], str]:
+    """The checked lines, O(1) each, and the SHA-256 of them all."""
+    lines: list[Mapping[str, Any]] = []
+    digest = hashlib.sha256()
+    with open(path, "rb") as file, _no_collection():
+        while raw := list(islice(file, BLOCK)):
+            digest.update(b"".join(raw))
+            first = len(lines) + 1
+            for rank, line in enumerate(_parsed(raw, first, path), start=first):
+                _check_line(line, rank, f"{path}:{rank}")
+                lines.append(line)
+    return tuple(lines), digest.hexdigest()
+
+
+def _check_line(line: Any, rank: int, where: str) -> None:
     _expect(line, _LINE, where)
+    _expect_optional(line, _LINE_OPTIONAL, where)
     if line["rank"] != rank:
         raise InputError(f"{where}: rank {line['rank']} where {rank} belongs; select again")
-    return line
+    if not 0 <= line["weight"] < math.inf:
+        raise InputError(f"{where}: weight {line['weight']}, which is no weight; select again")
+
+
+def _parsed(raw: Sequence[bytes], rank: int, path: Path) -> list[Any]:
+    """The values of some lines, the first of which is line ``rank``."""
+    try:
+        values = json.loads(b"[" + b",".join(raw) + b"]")
+        if len(values) == len(raw):
+            return values
+    except ValueError:
+        pass
+    return [
+        _value(line, f"{path}:{k}") for k, line in enumerate(raw, start=rank)
+    ]  # finds the line that is broken
+
+
+def _value(raw: bytes, where: str) -> Any:
+    try:
+        return json.loads(raw)
+    except ValueError:
+        raise InputError(f"{where}: not a JSON object, perhaps cut off; select again") from None
 
 
 def _expect(value: Any, fields: Fields, where: str) -> None:
@@ -164,19 +226,30 @@ def _expect(value: Any, fields: Fields, where: str) -> None:
             raise InputError(f"{where}: not part of a manifest ({name!r} is missing or wrong); select again")
 
 
-def portable(dataset: str, folder: Path) -> str:
-    """How a manifest in ``folder`` names a data set, so that the two can be moved together.
+def _expect_optional(value: Mapping[str, Any], fields: Fields, where: str) -> None:
+    for name, kind in fields.items():
+        if name in value and not isinstance(value[name], kind):
+            raise InputError(f"{where}: not part of a manifest ({name!r} is wrong); select again")
 
-    A path relative to the manifest, beginning with ``.`` or ``..``, when the data set lies beside it, below
+
+def portable(dataset: str, folder: Path) -> str:
+    """How a manifest in ``folder`` names a data set, of one place or several, so that they can be moved together.
+
+    A path relative to the manifest, beginning with ``.`` or ``..``, for a place that lies beside it, below
     it, or under a folder at most `LEVELS` above; else the absolute path. A hub id, like an empty name, stays
     as it is.
     """
-    if not os.path.isabs(dataset):
-        return dataset
-    common = Path(os.path.commonpath([dataset, folder]))
+    return map_names(dataset, lambda name: portable_path(name, folder))
+
+
+def portable_path(name: str, folder: Path) -> str:
+    """One place's part of `portable`."""
+    if not os.path.isabs(name):
+        return name
+    common = Path(os.path.commonpath([name, folder]))
     if common == Path(common.anchor) or len(folder.parts) - len(common.parts) > LEVELS:
-        return dataset
-    relative = Path(os.path.relpath(dataset, folder)).as_posix()
+        return name
+    relative = Path(os.path.relpath(name, folder)).as_posix()
     return relative if relative.split("/")[0] == ".." else f"./{relative}"
 
 

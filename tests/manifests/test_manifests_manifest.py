@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 from datasets import Dataset
 from PIL import Image
@@ -20,8 +23,10 @@ from backcast.attribution.scores import Scores
 from backcast.data import Examples, read_examples
 from backcast.errors import InputError
 from backcast.manifests import Manifest, check, load_subset
-from backcast.manifests.manifest import portable
+from backcast.manifests.manifest import BLOCK, portable
 from backcast.selectors import Selection, select
+from backcast.selectors.filters.dedup import Dedup
+from backcast.selectors.methods.facility_location import FacilityLocation
 
 N = 30
 
@@ -92,7 +97,10 @@ def test_the_meta_file_tells_what_made_it(manifest: Path, pool: Path) -> None:
         "n": N,
     }
     assert meta["budget"] == {"asked": "20%", "got": 6}
-    assert meta["selector"]["params"] == {"dedup": {"threshold": 0.98}, "facility_location": {"quality": 2.0}}
+    assert meta["selector"]["params"] == {
+        "dedup": asdict(Dedup()),
+        "facility_location": asdict(FacilityLocation()),
+    }
     assert meta["seed"] == 5
     assert meta["origin"] == {"model": "m"}
     assert meta["versions"]["numpy"] == np.__version__
@@ -188,6 +196,48 @@ def test_a_manifest_from_before_there_were_parts_still_loads(manifest: Path) -> 
     assert len(load_subset(manifest)) == 6
 
 
+def test_optional_entries_are_kept(manifest: Path) -> None:
+    loaded = Manifest.load(manifest)
+    lines = tuple(
+        {**line, "weight": line["rank"] / 4, "cluster": line["rank"] % 3, "cost": 10 * line["rank"]}
+        for line in loaded.lines
+    )
+    meta = {
+        **loaded.meta,
+        "run": {"model": "m", "budget": "20%"},
+        "constraints": {"a": {"at_least": 2}},
+        "groups": {"x": [0, 1]},
+    }
+    Manifest(manifest, lines, meta).save()
+    first = manifest.read_bytes(), manifest.with_name("subset.meta.json").read_bytes()
+    again = Manifest.load(manifest)
+    assert again.lines == lines
+    assert {key: again.meta[key] for key in ("run", "constraints", "groups")} == {
+        key: meta[key] for key in ("run", "constraints", "groups")
+    }
+    assert again.weights.tolist() == [0.25, 0.5, 0.75, 1, 1.25, 1.5]
+    assert check(manifest)
+    again.save()
+    assert (manifest.read_bytes(), manifest.with_name("subset.meta.json").read_bytes()) == first
+    with_parts = again.with_parts({"image": np.arange(6.0)}, {"method": "shapley"})
+    assert with_parts.meta["run"] == meta["run"]
+    assert [line["cluster"] for line in with_parts.lines] == [1, 2, 0, 1, 2, 0]
+
+
+def test_lines_are_read_in_order_over_block_ends(tmp_path: Path) -> None:
+    n = 2 * BLOCK + 3
+    saved = select(rows(n), n, "random").save(tmp_path / "subset.jsonl")
+    loaded = Manifest.load(saved.path)
+    assert loaded.ids == saved.ids
+    assert gc.isenabled()
+    lines = saved.path.read_text().splitlines(keepends=True)
+    lines[BLOCK + 1] = lines[BLOCK + 1][:-9] + "\n"
+    saved.path.write_text("".join(lines))
+    with pytest.raises(InputError, match=rf"subset.jsonl:{BLOCK + 2}: not a JSON object"):
+        Manifest.load(saved.path)
+    assert gc.isenabled()
+
+
 # ------------------------------------------------------------------ the same bytes again
 
 AGAIN = """
@@ -241,6 +291,11 @@ def test_saving_twice_writes_the_same_bytes(selection: Selection, manifest: Path
         ("/a/data/pool.jsonl", "/a/b/c/d", "/a/data/pool.jsonl"),
         ("/data/pool.jsonl", "/runs", "/data/pool.jsonl"),
         ("someone/dataset", "/a", "someone/dataset"),
+        (
+            "/a/run/x.jsonl,someone/dataset,/data/y.parquet",
+            "/a/run",
+            "./x.jsonl,someone/dataset,/data/y.parquet",
+        ),
         ("", "/a", ""),
     ],
 )
@@ -249,7 +304,14 @@ def test_how_a_manifest_names_its_data(dataset: str, folder: str, stored: str) -
 
 
 @pytest.mark.parametrize(
-    "dataset", ["/a/run/data/pool.jsonl", "/elsewhere/pool.jsonl", "someone/dataset", "/a"]
+    "dataset",
+    [
+        "/a/run/data/pool.jsonl",
+        "/elsewhere/pool.jsonl",
+        "someone/dataset",
+        "/a",
+        "/a/run/x.jsonl,/a/run/y:train,someone/dataset,/data/z.parquet",
+    ],
 )
 def test_the_name_leads_back(dataset: str) -> None:
     path = Path("/a/run/subset.jsonl")
@@ -291,6 +353,15 @@ def edit_line(number: int, change: Callable[[dict[str, Any]], Any]) -> Callable[
         (edit_line(2, lambda v: v.pop("id")), r"subset.jsonl:2: .*'id' is missing or wrong"),
         (edit_line(5, lambda v: v.update(row="7")), r"subset.jsonl:5: .*'row' is missing or wrong"),
         (edit_line(5, lambda v: v.update(weight=9.0)), r"subset.jsonl:6: the file is not the one"),
+        (
+            edit_line(3, lambda v: v.update(weight=float("nan"))),
+            r"subset.jsonl:3: weight nan, which is no weight",
+        ),
+        (edit_line(3, lambda v: v.update(weight=-0.5)), r"subset.jsonl:3: weight -0.5, which is no weight"),
+        (edit_line(4, lambda v: v.update(cluster="7")), r"subset.jsonl:4: .*'cluster' is wrong"),
+        (edit_line(4, lambda v: v.update(cost="7")), r"subset.jsonl:4: .*'cost' is wrong"),
+        (lambda lines: ["{}, " + lines[0], *lines[1:]], r"subset.jsonl:1: not a JSON object"),
+        (lambda lines: ['{"a":\n', "1}\n", *lines[2:]], r"subset.jsonl:1: not a JSON object"),
     ],
 )
 def test_broken_lines_are_named(manifest: Path, change: Callable[[list[str]], list[str]], says: str) -> None:
@@ -309,6 +380,7 @@ def test_broken_lines_are_named(manifest: Path, change: Callable[[list[str]], li
         (lambda meta: meta.pop("seed"), "'seed' is missing or wrong"),
         (lambda meta: meta.update(dataset="pool.jsonl"), "'dataset' is missing or wrong"),
         (lambda meta: meta["dataset"].pop("columns"), "'columns' is missing or wrong"),
+        (lambda meta: meta.update(run="again.yaml"), "'run' is wrong"),
     ],
 )
 def test_a_broken_meta_file_is_named(
@@ -413,6 +485,51 @@ def test_a_row_named_twice_is_found(manifest: Path) -> None:
     assert report.duplicated == (loaded.lines[2]["row"],)
 
 
+def test_content_that_the_data_repeat_is_told_and_is_no_fault(pool: Path, tmp_path: Path) -> None:
+    whole = texts(pool)
+    write_pool(pool, [*whole[:4], whole[1], whole[2], *whole[4:], whole[1], whole[20]])
+    seen = scores(-np.arange(N + 4, dtype=float)[:, None], read_examples(pool).index)
+    manifest = select(seen, 4, "top_k").save(tmp_path / "subset.jsonl").path  # rows 0, 1, 2, 3
+    report = check(manifest)
+    assert report
+    assert report.repeated == ((1, 3), (2, 2))
+    assert report.summary == (
+        f"{manifest}: all 4 rows fit {pool}; the data hold 2 of them several times (first: row 1, 3 times)"
+    )
+
+
+def test_a_reports_json_gives_the_first_of_each_fault(pool: Path, tmp_path: Path) -> None:
+    seen = scores(-np.arange(N, dtype=float)[:, None], read_examples(pool).index)
+    manifest = select(seen, 20, "top_k").save(tmp_path / "subset.jsonl").path
+    whole = texts(pool)
+    write_pool(pool, [whole[1], whole[0], *whole[3:9], "another", whole[9]])
+    told = check(manifest).to_json()
+    assert (told["ok"], told["lines"], told["moved"], told["changed"], told["missing"]) == (
+        False,
+        20,
+        8,
+        1,
+        10,
+    )
+    assert told["first"]["moved"] == [(0, 1), (1, 0), (3, 2), (4, 3), (5, 4)]
+    assert told["first"]["changed"] == [2]
+    assert told["first"]["missing"] == [10, 11, 12, 13, 14]
+    assert told["pool"] == {"now": 10, "then": 30}
+    assert json.loads(json.dumps(told))["summary"] == check(manifest).summary
+
+
+def test_several_files_are_one_pool(tmp_path: Path) -> None:
+    one = write_pool(tmp_path / "data" / "one.jsonl", ["a", "b", "c"])
+    other = write_pool(tmp_path / "data" / "other.jsonl", ["d", "e"])
+    examples = read_examples(f"{one},{other}")
+    manifest = select(examples.index, 5, "random").save(tmp_path / "subset.jsonl")
+    assert manifest.meta["dataset"]["path"] == "./data/one.jsonl,./data/other.jsonl"
+    assert manifest.dataset == f"{one},{other}"
+    assert check(manifest.path).same_pool
+    assert load_subset(manifest.path)["text"][:] == ["abcde"[row] for row in manifest.rows]
+    assert check(manifest.path, f"{other},{one}").moved
+
+
 def test_a_changed_pixel_is_found(tmp_path: Path) -> None:
     records = []
     for i in range(4):
@@ -455,6 +572,24 @@ def test_the_weights_follow_their_rows(manifest: Path) -> None:
     ).save()
     subset = load_subset(manifest)
     assert subset["weight"][:] == [row / 2 for row in subset["note"][:]]
+
+
+def test_the_subset_is_a_view(tmp_path: Path) -> None:
+    """Of 64 MB of text in a folder on disk nothing is copied but a weight for every row."""
+    n = 1000
+    text = Dataset.from_dict({"text": [f"{i} {'x' * 64_000}" for i in range(n)]})
+    text.save_to_disk(tmp_path / "pool")
+    examples = read_examples(tmp_path / "pool")
+    manifest = select(examples.index, 500, "random").save(tmp_path / "subset.jsonl")
+    Manifest(
+        manifest.path, tuple({**line, "weight": line["row"] / 8} for line in manifest.lines), manifest.meta
+    ).save()
+    del text, examples
+    before = pyarrow.total_allocated_bytes()
+    subset = load_subset(manifest.path)
+    assert pyarrow.total_allocated_bytes() - before < 100_000
+    assert subset["weight"][:] == (manifest.rows / 8).tolist()
+    assert subset[7]["text"].startswith(f"{manifest.rows[7]} x")
 
 
 def test_the_data_may_be_kept_in_another_format(manifest: Path, pool: Path, tmp_path: Path) -> None:
