@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
@@ -24,6 +24,7 @@ from backcast.attribution.gradients.adam import (
 from backcast.attribution.gradients.capture import GradientCapture, tracked_parts
 from backcast.attribution.gradients.opened import opened
 from backcast.attribution.gradients.parts import Part
+from backcast.attribution.index import FollowedIndex, GradientIndex
 from backcast.attribution.quantise import DTYPES
 from backcast.attribution.store import Header, SketchStore
 from backcast.attribution.writer import ShardWriter
@@ -41,9 +42,10 @@ log = logging.getLogger("backcast")
 #: Of a gradient's length: how far an example's gradient in a batch may be from what it is alone, before rounding no
 #: longer explains it.
 DEPENDENCE = 0.2
-#: Positions of a batch for each thread of a CPU: what keeps a product busy. Examples do not depend on each other, so
-#: larger batches would save nothing, and their activations would leave the caches.
-POSITIONS = 1024
+#: Positions of a batch on a CPU: what keeps a product busy. Examples do not depend on each other, so larger batches
+#: would save nothing, and their activations would leave the caches. The same for any number of threads: other batches
+#: would round otherwise, and a subset chosen by such scores not be the same byte for byte.
+POSITIONS = 2048
 
 
 def collect(
@@ -61,6 +63,7 @@ def collect(
     shard_rows: int = 256,
     dtype: str = "float32",
     autocast: str | None = None,
+    index: bool = False,
 ) -> SketchStore:
     """Sketch every example's gradient at every checkpoint; resumes where a killed run stopped.
 
@@ -90,6 +93,7 @@ def collect(
         dtype: of the stored rows: float32, float16, int8 or sign (one bit a number); see `quantise.encode`.
         autocast: bfloat16 or float16, the precision of the model's matrix products; with float16 the losses are scaled
             for the backward. A model that is itself in half precision needs none.
+        index: whether to build an index while the shards are written, and keep it with them; see `GradientIndex`.
 
     Returns:
         The finished store.
@@ -133,7 +137,14 @@ def collect(
                 },
             )
         with _written_by(team, out, header) as (store, todo):
-            _Collection(store, whole, task, examples, batch_size, autocast).run(checkpoints, todo)
+            followed = FollowedIndex(store) if index and todo and team.rank == 0 else None
+            after = followed.follow if followed else None
+            _Collection(store, whole, task, examples, batch_size, autocast).run(checkpoints, todo, after)
+        with team.agreed():
+            if followed:
+                followed.finish()
+            elif index and team.rank == 0:
+                GradientIndex(store, path=out)
     return SketchStore.open(out)
 
 
@@ -171,15 +182,20 @@ class _Collection:
         self.autocast = getattr(torch, autocast) if autocast else None
         self.checked = False
 
-    def run(self, checkpoints: Sequence[Checkpoint] | None, todo: Sequence[tuple[int, int]]) -> None:
-        """Write these (checkpoint, shard)."""
+    def run(
+        self,
+        checkpoints: Sequence[Checkpoint] | None,
+        todo: Sequence[tuple[int, int]],
+        after: Callable[[int], None] | None = None,
+    ) -> None:
+        """Write these (checkpoint, shard); ``after`` hears of each shard's checkpoint."""
         slices = self.store.header.shards()
         rows = sum(slices[s].stop - slices[s].start for _, s in todo)
         model, task = self.model, self.task
         with (
             evaluation_mode(model),
             uncompiled(model),
-            ShardWriter(self.store) as writer,
+            ShardWriter(self.store, after) as writer,
             progress(f"sketches → {self.store.path.name}", rows) as done,
         ):
             for c in sorted({c for c, _ in todo}):
@@ -236,8 +252,7 @@ def sketch(
 def batches_of(model: nn.Module, task: Task, examples: Sequence[Example], batch_size: int) -> list[list[int]]:
     """The places of each batch's examples, in batches of like length; the arguments are those of `collect`."""
     on_cpu = next(model.parameters()).device.type == "cpu"
-    most = POSITIONS * torch.get_num_threads() if on_cpu else None
-    return packed([task.length(example) for example in examples], batch_size, most)
+    return packed([task.length(example) for example in examples], batch_size, POSITIONS if on_cpu else None)
 
 
 def _sketch_batch(

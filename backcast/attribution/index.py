@@ -2,54 +2,68 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import suppress
+from pathlib import Path
 
-import faiss
 import numpy as np
 
 from backcast.attribution.store import SketchStore
 from backcast.errors import InputError
+from backcast.vectors import Index
 
-#: Rows past which an exact scan gives way to an inverted file of scalar-quantised rows.
-EXACT_ROWS = 20_000
+#: The file of an index, in the folder where it is kept; what it is stands beside it, as JSON.
+FILE = "index.faiss"
 
 
 class GradientIndex:
-    """Cosine similarity of gradients, averaged over checkpoints: inner products of `SketchStore.features`.
+    """Cosine similarity of gradients, averaged over checkpoints: that of the rows of `SketchStore.features`.
 
-    Normalisation happens there, once, for the indexed rows and the queries alike, and nowhere in the index.
-    Up to `EXACT_ROWS` rows the search is exact. Past that: ``IVF,SQ8`` with lists of about 4√n, a third of them
-    searched, trained on a seeded sample.
+    An index that is kept beside the store is opened, mapped into memory; without one it is built, and kept only if a
+    ``path`` says where.
 
     Args:
         store: the rows to index.
-        exact: force the exact or the approximate index; by default the store's size decides.
+        kind: of index, see `backcast.vectors.Index`; by default the kept one's, or what suits the size.
+        path: the folder in which it is kept; by default the store's, if there is one.
+
+    Raises:
+        InputError: an index of another store, of another kind than asked, or damaged.
     """
 
-    def __init__(self, store: SketchStore, exact: bool | None = None) -> None:
+    def __init__(self, store: SketchStore, kind: str | None = None, path: str | Path | None = None) -> None:
         self.store = store
-        features = store.features()
-        n, d = features.shape
-        self.exact = n <= EXACT_ROWS if exact is None else exact
-        self.index = faiss.IndexFlatIP(d) if self.exact else _inverted_file(features)
-        self.index.add(features)
+        folder = Path(path or store.path)
+        if (folder / FILE).with_suffix(".json").is_file():
+            self.index = _kept(store, kind, folder / FILE)
+        else:
+            self.index = Index.of(store, kind=kind)
+            if path:
+                self.save(path)
+
+    @property
+    def kind(self) -> str:
+        return self.index.kind
+
+    def save(self, path: str | Path | None = None) -> None:
+        """Keep the index in a folder, by default the store's: ``index.faiss`` and ``index.json``."""
+        self.index.save(Path(path or self.store.path) / FILE, {"store": self.store.fingerprint})
 
     def search(self, queries: np.ndarray | SketchStore, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
         """(q, k) cosines, falling, and the (q, k) rows of the store that have them.
 
-        The approximate index gives row -1 where the lists it looks at hold fewer than k rows.
+        An approximate index gives row -1 where the lists it looks at hold fewer than k rows.
 
         Args:
             queries: (q, C·k) rows as `SketchStore.features` gives them, or a store of the same spec and checkpoints.
 
         Raises:
-            InputError: a store that does not compare with the indexed one.
+            InputError: a store that does not compare with the indexed one, or rows of another length.
         """
-        return self.index.search(self._rows(queries), min(k, len(self.store)))
+        return self.index.search(self._rows(queries), k)
 
     def _rows(self, queries: np.ndarray | SketchStore) -> np.ndarray:
         if isinstance(queries, np.ndarray):
-            return np.ascontiguousarray(queries, dtype=np.float32)
+            return queries
         if queries.spec != self.store.spec or queries.checkpoints != self.store.checkpoints:
             raise InputError(
                 f"{queries.path}: of another sketch spec or model than {self.store.path}; "
@@ -58,12 +72,57 @@ class GradientIndex:
         return queries.features()
 
 
-def _inverted_file(features: np.ndarray) -> faiss.Index:
-    n, d = features.shape
-    lists = max(1, min(int(4 * np.sqrt(n)), n // 39))
-    index: Any = faiss.index_factory(d, f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
-    index.cp.seed = 0
-    index.nprobe = max(1, lists // 3)
-    sample = np.random.default_rng(0).permutation(n)[: 64 * lists]
-    index.train(features[np.sort(sample)])
-    return index
+class FollowedIndex:
+    """An index that grows while a store is written, and is kept beside it at the end.
+
+    Rows are added in the store's order, once they are there at every checkpoint, and the first of them are what the
+    index is trained on. How many lists a search looks at is measured at the end, on a sample of all rows, so that rows
+    in an order that is not random cost time and not recall.
+
+    Args:
+        store: whose rows to add, whether they are there already or still to be written.
+    """
+
+    def __init__(self, store: SketchStore) -> None:
+        self.store = store
+        self._index = Index(*store.shape)
+        self._shard = 0
+        self._waiting: list[np.ndarray] = []
+
+    def follow(self, checkpoint: int) -> None:
+        """Add what can be: to be called after each shard of a checkpoint."""
+        if checkpoint == len(self.store.checkpoints) - 1:
+            with suppress(InputError):  # the next one is not there yet, or damaged and to be written again
+                self._add()
+
+    def finish(self) -> None:
+        """Add the rest of the store, now whole, and keep the index."""
+        self._add()
+        self._index.tune(self.store)
+        self._index.save(self.store.path / FILE, {"store": self.store.fingerprint})
+
+    def _add(self) -> None:
+        for rows in self.store.header.shards()[self._shard :]:
+            self._waiting.append(self.store.read(rows))
+            self._shard += 1
+            if (
+                self._index.trained
+                or sum(map(len, self._waiting)) >= self._index.wanted
+                or rows.stop == len(self.store)
+            ):
+                waiting, self._waiting = np.concatenate(self._waiting), []
+                self._index.train(waiting)
+                self._index.add(waiting)
+
+
+def _kept(store: SketchStore, kind: str | None, path: Path) -> Index:
+    about = Index.described(path)
+    if about.get("store") != store.fingerprint:
+        raise InputError(
+            f"{path}: the index of another store than {store.path}; delete it, and its index.json"
+        )
+    if kind not in (None, about["kind"]):
+        raise InputError(
+            f"{path}: of kind {about['kind']}, not {kind}; delete it, and its index.json, to build another"
+        )
+    return Index.open(path)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from backcast.attribution.mapped import map_tensors
 from backcast.data.examples import Rows
 from backcast.errors import InputError
 from backcast.files import whole_file
@@ -66,11 +67,9 @@ class Scores:
         try:
             with safe_open(path, framework="numpy") as file:
                 header = json.loads((file.metadata() or {})["scores"])
-                shape = tuple(file.get_slice("values").get_shape())
+            values = map_tensors(path)["values"]
         except (SafetensorError, KeyError):
             raise InputError(f"{path}: not a scores file; write one with 'backcast score'") from None
-        start = 8 + int.from_bytes(_first_bytes(path), "little")
-        values = np.memmap(path, np.dtype("<f4"), "r", start, shape)
         header["train"] = Rows.from_json(header["train"])
         return cls(values=values, **{**header, "targets": tuple(header["targets"])})
 
@@ -107,9 +106,3 @@ def write_scores(
         file.write(len(text).to_bytes(8, "little") + text)
         for block in blocks:
             file.write(np.ascontiguousarray(block, dtype="<f4").data)
-
-
-def _first_bytes(path: str | Path) -> bytes:
-    """The length of a safetensors file's header."""
-    with open(path, "rb") as file:
-        return file.read(8)

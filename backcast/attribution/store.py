@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from backcast.attribution.mapped import map_tensors
 from backcast.attribution.quantise import Layout, decode, encode, layout
 from backcast.data import Rows
 from backcast.errors import InputError
@@ -27,6 +28,9 @@ from backcast.progress import progress
 log = logging.getLogger("backcast")
 
 SCHEMA = 1
+
+#: Shards that are mapped into memory at once: systems bound the number of maps, at 65,530 as a rule.
+MAPPED = 8192
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,10 @@ class Header:
 
     def shards(self) -> list[slice]:
         """The rows of each shard."""
+        return self._shards
+
+    @cached_property
+    def _shards(self) -> list[slice]:
         n = len(self.rows)
         return [slice(s, min(s + self.shard_rows, n)) for s in range(0, n, self.shard_rows)]
 
@@ -202,7 +210,7 @@ class SketchStore:
     def shards(self, checkpoint: int) -> Iterator[tuple[slice, np.ndarray]]:
         """(rows, their (r, k) float32 sketches), shard by shard, checksums verified."""
         for shard, rows in enumerate(self.header.shards()):
-            yield rows, decode(self._read(checkpoint, shard), self.header.dtype, self.spec.dim)
+            yield rows, self._decoded(checkpoint, shard)
 
     def sketches(self, checkpoint: int = -1) -> np.ndarray:
         """(n, k) float32 sketches at one checkpoint."""
@@ -224,8 +232,30 @@ class SketchStore:
 
     def features(self) -> np.ndarray:
         """(n, C·k) float32 unit rows: an inner product of two is the mean over checkpoints of their cosine."""
-        parts = [unit_rows(self.sketches(c)) for c in range(len(self.checkpoints))]
-        return np.concatenate(parts, axis=1) / np.float32(np.sqrt(len(parts)))
+        return self.read(slice(None))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, C·k), the shape of `features`."""
+        return len(self), len(self.checkpoints) * self.spec.dim
+
+    def read(self, positions: slice | np.ndarray) -> np.ndarray:
+        """(r, C·k) float32: the rows of `features` at the positions, in their order; O(r C k) memory.
+
+        Shards are mapped into memory, their checksums verified when they are first come to.
+        """
+        asked = np.arange(len(self))[positions]
+        rows = np.empty((len(asked), self.shape[1]), dtype=np.float32)
+        by_shard = np.argsort(asked, kind="stable")
+        shards, starts = np.unique(asked[by_shard] // self.header.shard_rows, return_index=True)
+        for shard, places in zip(shards.tolist(), np.split(by_shard, starts)[1:], strict=True):
+            inside = asked[places] - self.header.shards()[shard].start
+            for c in range(len(self.checkpoints)):
+                part = slice(c * self.spec.dim, (c + 1) * self.spec.dim)
+                tensors = {name: values[inside] for name, values in self._mapped(c, shard).items()}
+                rows[places, part] = unit_rows(decode(tensors, self.header.dtype, self.spec.dim))
+        rows /= np.float32(np.sqrt(len(self.checkpoints)))
+        return rows
 
     @property
     def fingerprint(self) -> str:
@@ -234,6 +264,23 @@ class SketchStore:
 
     def _shard(self, checkpoint: int, shard: int) -> Path:
         return self.path / f"checkpoint-{checkpoint:02d}" / f"shard-{shard:05d}.safetensors"
+
+    def _decoded(self, checkpoint: int, shard: int) -> np.ndarray:
+        return decode(self._read(checkpoint, shard), self.header.dtype, self.spec.dim)
+
+    @cached_property
+    def _mapped(self) -> Callable[[int, int], Mapping[str, np.ndarray]]:
+        """(checkpoint, shard) → its tensors by name, mapped into memory."""
+        verified: set[tuple[int, int]] = set()
+
+        @lru_cache(MAPPED)
+        def mapped(checkpoint: int, shard: int) -> Mapping[str, np.ndarray]:
+            if (checkpoint, shard) not in verified:
+                self._read(checkpoint, shard)
+                verified.add((checkpoint, shard))
+            return map_tensors(self._shard(checkpoint, shard))
+
+        return mapped
 
     def _read(self, checkpoint: int, shard: int) -> dict[str, np.ndarray]:
         """A shard's tensors by name, their sum verified."""
@@ -295,8 +342,8 @@ def _partial(path: Path) -> list[Path]:
 
 
 def unit_rows(x: np.ndarray) -> np.ndarray:
-    """Rows of ``x`` at length one; a row of zeros stays."""
-    norms = np.linalg.norm(x, axis=1, keepdims=True)
+    """Rows of ``x`` at length one; a row of zeros stays. Norms in float64 come out alike on every machine."""
+    norms = np.sqrt(np.square(x, dtype=np.float64).sum(axis=1, keepdims=True))
     return np.divide(x, norms, out=np.zeros_like(x), where=norms != 0)  # not a number stays one
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from queue import Queue
 from types import TracebackType
 
@@ -20,10 +21,15 @@ class ShardWriter:
 
     Sketches on a GPU are copied into pinned memory without waiting for them; the thread waits. The queue is bounded,
     so a disk that is too slow for long holds the computation up rather than filling the memory.
+
+    Args:
+        store: to write to.
+        after: called by the thread with the checkpoint of each shard that has been written.
     """
 
-    def __init__(self, store: SketchStore) -> None:
+    def __init__(self, store: SketchStore, after: Callable[[int], None] | None = None) -> None:
         self.store = store
+        self._after = after
         self._queue: Queue[tuple[int, int, list[Tensor], torch.cuda.Event | None] | None] = Queue(WAITING)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._write_all, name="shard writer", daemon=True)
@@ -61,6 +67,8 @@ class ShardWriter:
                     if arrived is not None:
                         arrived.synchronize()
                     self.store.write(checkpoint, shard, *(tensor.numpy() for tensor in tensors))
+                    if self._after:
+                        self._after(checkpoint)
                 except BaseException as error:
                     self._error = error
 

@@ -62,6 +62,9 @@ def run(
     of: Annotated[
         str, typer.Option(metavar="WHAT", help="Gradients of the loss, or of the task's output (for trak).")
     ] = "loss",
+    index: Annotated[
+        bool, typer.Option("--index", help="Also keep an index in STORE, for 'backcast search'.")
+    ] = False,
     column: Columns = None,
     skip_broken: SkipBroken = False,
     seed: Seed = 0,
@@ -97,6 +100,7 @@ def run(
         autocast=autocast,
         dtype=dtype,
         of=of,
+        index=index,
     )
     spec = store.spec
     left_out = skipped(examples)
