@@ -47,11 +47,13 @@ def _call(text: str, method: str) -> Call:
         if not match:
             raise ValueError
         parsed = ast.parse(f"f({match[2] or ''})", mode="eval").body
-        if not isinstance(parsed, ast.Call):
+        if not (isinstance(parsed, ast.Call) and isinstance(parsed.func, ast.Name)):
             raise ValueError
         named = {str(keyword.arg): _value(keyword.value) for keyword in parsed.keywords}
+        if len(named) < len(parsed.keywords):
+            raise ValueError
         return Call(match[1], tuple(map(_value, parsed.args)), named)
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError):
         raise InputError(
             f"method {method!r}: {text!r} is not a stage; write NAME or NAME(PARAMETER=VALUE), joined by |"
         ) from None
@@ -63,6 +65,9 @@ def _value(node: ast.expr) -> Any:
 
 #: The methods that look at the parts of the scores.
 BY_PARTS = frozenset({"modality_balance", "image_needed", "one_sided_harm"})
+
+#: The methods that learn from training.
+BY_TRIAL = frozenset({"policy", "greedy_law"})
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,11 @@ class Method:
         """Whether it looks at the parts of the scores."""
         return not BY_PARTS.isdisjoint(self.params)
 
+    @property
+    def needs_trial(self) -> bool:
+        """Whether it trains models to choose by."""
+        return not BY_TRIAL.isdisjoint(self.params)
+
 
 def _build(known: Mapping[str, Any], call: Call, params: Mapping[str, Any]) -> Any:
     name = call.name
@@ -134,7 +144,10 @@ def _build(known: Mapping[str, Any], call: Call, params: Mapping[str, Any]) -> A
     allowed = [field.name for field in fields(known[name])]
     if len(call.values) > len(allowed):
         raise InputError(f"{name}: {len(call.values)} parameters; it has {', '.join(allowed) or 'none'}")
-    params = {**dict(zip(allowed, call.values, strict=False)), **call.named, **params}
+    by_place = dict(zip(allowed, call.values, strict=False))
+    if twice := next((key for key in by_place if key in call.named), None):
+        raise InputError(f"{name}: {twice!r} is there twice, by its place and by its name; once is enough")
+    params = {**by_place, **call.named, **params}
     unknown = [key for key in params if key not in allowed]
     if unknown:
         raise InputError(f"{name}: no parameter {unknown[0]!r}; it has {', '.join(allowed) or 'none'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -89,7 +90,9 @@ def select(
             raise InputError(f"{name}: drops all of the {len(left)} examples that it was given; leave it out")
         kept, left = kept[keep], left.take(keep)
 
-    floors, ceilings = (_bounds(given, limit, evidence.rows) for given in (at_least or {}, at_most or {}))
+    floors, ceilings = (
+        _bounds(given, asked, limit, evidence.rows) for given in (at_least or {}, at_most or {})
+    )
     allowance = Allowance(cost[kept], limit, left.rows.sources, floors, ceilings)
     chosen = stages.selector.select(left, allowance, _generator(int(seed), stages.name))
     indices = kept[chosen.indices]
@@ -129,8 +132,8 @@ def _costs(asked: Budget, costs: Mapping[str, np.ndarray], n: int) -> np.ndarray
     return cost
 
 
-def _bounds(given: Mapping[str, str | int], limit: float, rows: Rows) -> dict[str, float]:
-    """Source → amount of the budget's unit."""
+def _bounds(given: Mapping[str, str | int], asked: Budget, limit: float, rows: Rows) -> dict[str, float]:
+    """Source → amount of the budget's unit; a share of a budget of examples is rounded down to a count."""
     sources = set(rows.sources) if given else set()
     found = {}
     for source, value in given.items():
@@ -138,7 +141,8 @@ def _bounds(given: Mapping[str, str | int], limit: float, rows: Rows) -> dict[st
             named = ", ".join(sorted(sources)[:9])
             raise InputError(f"at_least, at_most: the pool has no source {source!r}; it has {named}")
         bound = parse_budget(value)
-        found[source] = float(bound.amount * Fraction(limit) / 100 if bound.percent else bound.amount)
+        amount = bound.amount * Fraction(limit) / 100 if bound.percent else bound.amount
+        found[source] = float(math.floor(amount) if asked.unit == EXAMPLES else amount)
     return found
 
 

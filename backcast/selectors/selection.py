@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from backcast.data import split_names
 from backcast.data.examples import Rows
 from backcast.errors import InputError
 from backcast.manifests.manifest import Manifest, number, portable
@@ -85,7 +86,7 @@ class Selection:
         or is the pool's own file.
         """
         pool, folder = self.evidence.rows, Path(path).resolve().parent
-        if pool.dataset == str(Path(path).resolve()):
+        if str(Path(path).resolve()) in split_names(pool.dataset):
             raise InputError(f"{path}: is the pool itself; choose another name for the manifest")
         meta = {
             **_portable_target(self.why, folder),

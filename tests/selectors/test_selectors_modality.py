@@ -18,6 +18,7 @@ from backcast.errors import InputError
 from backcast.selectors import FILTERS, SELECTORS, Evidence, Method, select
 from backcast.selectors.filters.image_needed import ImageNeeded
 from backcast.selectors.filters.one_sided_harm import OneSidedHarm
+from backcast.selectors.method import BY_TRIAL
 from backcast.selectors.methods.modality_balance import ModalityBalance
 from backcast.selectors.modality import driven, shares
 
@@ -245,7 +246,9 @@ def test_the_order_of_the_pool_does_not_matter() -> None:
 # ------------------------------------------------------------------ the parts as evidence
 
 
-@pytest.mark.parametrize("method", [*SELECTORS, *(f"{name} | random" for name in FILTERS)])
+@pytest.mark.parametrize(
+    "method", [*sorted(SELECTORS.keys() - BY_TRIAL), *(f"{name} | random" for name in FILTERS)]
+)
 def test_who_needs_parts_says_so(method: str) -> None:
     seen, features = scores(np.ones((5, 1))), points(5, 3)
     if Method.parse(method).needs_parts:
