@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from backcast.data import Examples, read_examples
     from backcast.finetune import FinetuneConfig, sweep
     from backcast.kernels import SketchSpec
-    from backcast.manifests import Manifest, check, load_subset
+    from backcast.manifests import Manifest, SubsetSampler, check, diff, export, load_subset
     from backcast.multimodal import (
         ClipTask,
         MultimodalTask,
@@ -71,12 +71,15 @@ __all__ = [
     "SequenceClassificationTask",
     "SketchSpec",
     "SketchStore",
+    "SubsetSampler",
     "Task",
     "VisionLanguageTask",
     "__version__",
     "attribute",
     "check",
     "collect",
+    "diff",
+    "export",
     "fit_law",
     "load_causal_lm",
     "load_clip",
@@ -101,7 +104,7 @@ _FLOORS = {
     "multimodal": "ClipTask MultimodalTask Parts VisionLanguageTask load_clip load_vision_language split",
     "report": "Report write_report",
     "scaling": "fit_law",
-    "manifests": "Manifest check load_subset",
+    "manifests": "Manifest SubsetSampler check diff export load_subset",
     "selectors": "Selection select",
     "tasks": "CausalLMTask ImageClassificationTask PreferenceTask SequenceClassificationTask Task load_causal_lm "
     "load_image_classifier load_sequence_classifier",

@@ -10,7 +10,20 @@ from typing import Any
 import typer
 
 from backcast import __version__
-from backcast.cli import check, collect, demo, invert, report, score, search, select, split, sweep
+from backcast.cli import (
+    check,
+    collect,
+    demo,
+    diff,
+    export,
+    invert,
+    report,
+    score,
+    search,
+    select,
+    split,
+    sweep,
+)
 from backcast.errors import InputError
 
 #: Typer carries a click of its own, or uses the installed one: the base of its public error tells which.
@@ -24,8 +37,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="Exit codes: 0 done; 1 the answer is no; 2 bad input, said in one line.",
 )
-for command in (demo, select, collect, score, split, search, sweep, invert, check, report):
-    app.command(name=command.__name__.rpartition(".")[2])(command.run)
+for command in (demo, select, collect, score, split, search, sweep, invert, check, diff, export, report):
+    app.command(command.__name__.rpartition(".")[2], cls=getattr(command, "Command", None))(command.run)
 
 
 @app.callback(invoke_without_command=True)

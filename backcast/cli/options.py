@@ -88,10 +88,30 @@ def _checkpoint(value: str) -> Checkpoint:
 
 def score_params(method: str, cosine: bool, values: Sequence[str] | None) -> dict[str, Any]:
     """What a command's options say of the scores' method."""
-    return ({"cosine": cosine} if method == "tracin" else {}) | _params(values)
+    return ({"cosine": cosine} if method == "tracin" else {}) | params(values)
 
 
-def _params(values: Sequence[str] | None) -> dict[str, Any]:
+def named(option: str, values: Sequence[str] | None, example: str) -> dict[str, str] | None:
+    """``NAME=TEXT`` options by name, none of them twice; None where there are none."""
+    pairs = [value.partition("=") for value in values or ()]
+    if odd := ["".join(pair) for pair in pairs if not (pair[0] and pair[2])]:
+        raise InputError(f"{option} {odd[0]}: write NAME=VALUE, e.g. {example}")
+    names = [name for name, _, _ in pairs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"{option} {twice}: is given twice; give it once")
+    return {name: text for name, _, text in pairs} or None
+
+
+def numbers(option: str, values: Sequence[str] | None, example: str) -> dict[str, float] | None:
+    """``NAME=NUMBER`` options by name."""
+    texts = named(option, values, example) or {}
+    try:
+        return {name: float(text) for name, text in texts.items()} or None
+    except ValueError:
+        raise InputError(f"{option}: {', '.join(texts.values())} must be numbers; write {example}") from None
+
+
+def params(values: Sequence[str] | None) -> dict[str, Any]:
     """``damping=0.1`` options by name; a value that is neither JSON nor Python's True, False, None is a string."""
     pairs = [value.partition("=") for value in values or ()]
     if odd := ["".join(pair) for pair in pairs if not (pair[0] and pair[1])]:

@@ -83,7 +83,9 @@ def by_modality(
     counts = {name: int(mask.sum()) for name, mask in members.items()}
     smallest = min(counts.values())
     # The first of two names for one size is the one that the table gets.
-    asked = {int(parse_budget(s).limit(smallest if "%" in str(s) else len(pool))): str(s) for s in reversed(sizes)}
+    asked = {
+        int(parse_budget(s).limit(smallest if "%" in str(s) else len(pool))): str(s) for s in reversed(sizes)
+    }
     fits = {name: _fitting(name, count, sorted(asked)) for name, count in counts.items()}
     for name, count in counts.items():
         left = ", ".join(str(n) for n in sorted(asked) if n > count)

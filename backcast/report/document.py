@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from backcast.report.choice import Choice
 from backcast.scaling.inversion import Status
 
 
@@ -222,6 +223,7 @@ class Report(_Part):
         next_run: the run to make next, in words.
         timings: (step, seconds), in the order in which they ran.
         sources: column (the pool, then each selector) → source → how many examples.
+        selection: one selection from a pool, on a page of its own.
     """
 
     title: str
@@ -237,6 +239,7 @@ class Report(_Part):
     next_run: str | None = None
     timings: list[tuple[str, Annotated[float, Field(ge=0)]]] = []
     sources: dict[str, dict[str, int]] | None = None
+    selection: Choice | None = None
 
     @model_validator(mode="after")
     def _all_found(self) -> Self:

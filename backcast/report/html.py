@@ -16,6 +16,7 @@ from backcast.report.document import Curves, Pair, Report
 from backcast.report.parts_plot import parts_svg
 from backcast.report.pictures import heat_map, is_wide, picture
 from backcast.report.plots import GLYPHS, NARROW, SERIES, WIDE, curves_svg
+from backcast.report.selection_plots import selection_svgs
 
 HERE = Path(__file__).parent
 
@@ -52,6 +53,7 @@ def render(report: Report, folder: str | Path) -> str:
         parts_plots=[Markup(parts_svg(report.modality, frame)) for frame in (WIDE, NARROW)]
         if report.modality
         else [],
+        selection_plots=selection_svgs(report.selection) if report.selection else {},
         colour=lambda place: f"--s{place % len(SERIES)}",
         glyph=lambda place: GLYPHS[place % len(GLYPHS)],
         image=image,

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +24,11 @@ from cli_cases import (
 
 from backcast.attribution import Scores, SketchStore
 from backcast.data import read_examples
+from backcast.files import read_json
 from backcast.manifests import Manifest, load_subset
 from backcast.multimodal.parts import Parts, Split
-from backcast.selectors import driven
+from backcast.selectors import FILTERS, SELECTORS, driven
+from backcast.selectors.methods import DIVIDERS
 from backcast.selectors.modality import MODALITIES
 
 FORMATS = {
@@ -92,7 +99,7 @@ def test_from_pictures_to_a_subset(backcast, images, tmp_path):
 
 
 def test_the_one_command_is_its_steps(backcast, text, tmp_path):
-    """The same subset, byte for byte, as collect, score and select give one after the other."""
+    """The same subset, byte for byte, as collect, score and select give one after the other; each tells of its run."""
     once = tmp_path / "once.jsonl"
     method = ["--budget", 10, "-m", "dedup|facility_location", "--seed", 3]
     backcast(
@@ -106,14 +113,18 @@ def test_the_one_command_is_its_steps(backcast, text, tmp_path):
     steps = backcast("select", "--scores", scores, "--store", pool, *method, "-o", tmp_path / "steps.jsonl")
     assert steps.code == 0, steps.err
     assert (tmp_path / "steps.jsonl").read_bytes() == once.read_bytes()
-    assert (tmp_path / "steps.meta.json").read_bytes() == (tmp_path / "once.meta.json").read_bytes()
+    metas = [read_json(tmp_path / f"{name}.meta.json") for name in ("once", "steps")]
+    runs = [meta.pop("run") for meta in metas]
+    assert metas[0] == metas[1]
+    assert (tmp_path / runs[0]["pool"]).resolve() == text.pool
+    assert (runs[1]["scores"], runs[1]["store"]) == ("./scores", "./pool")
 
 
 def test_another_budget_reuses_the_sketches(backcast, text, tmp_path):
     words = ["select", "--model", text.model, "--train", text.pool, "--target", text.target]
     out = tmp_path / "subset.jsonl"
     assert backcast(*words, "-o", out).code == 0
-    shards = sorted((tmp_path / "subset.sketches").rglob("*.safetensors"))
+    shards = sorted((tmp_path / "subset.sketches").rglob("shard-*"))
     before = [(path, path.stat().st_mtime_ns) for path in shards]
     assert len(before) == 2
 
@@ -138,6 +149,176 @@ def test_columns_of_the_users_own_names(backcast, text, tmp_path):
     assert sorted(Manifest.load(out).rows.tolist()) == [0, 1, 2]
     assert backcast("check", out).code == 0
     assert load_subset(out)["id"] == Manifest.load(out).rows.tolist()
+
+
+# ------------------------------------------------------------------ a run as a file
+
+
+@pytest.fixture
+def folder(text, tmp_path) -> Path:
+    """A folder with all that a run needs, and its file."""
+    folder = tmp_path / "first"
+    shutil.copytree(text.model, folder / "llama")
+    for data in (text.pool, text.target, text.test):
+        shutil.copy(data, folder)
+    (folder / "run.yaml").write_text(RUN)
+    return folder
+
+
+RUN = """
+model: llama
+pool: pool.jsonl
+target:
+  math: {data: wanted.jsonl, weight: 2}
+  code: test.jsonl
+budget: 20%
+method: dedup(threshold=0.999) | top_k
+sketch: {dim: 64}
+out: chosen/subset.jsonl
+"""
+
+
+def test_a_run_is_replayed_anywhere_byte_for_byte(backcast, folder, tmp_path):
+    """From its file, and from a manifest's own account of it, in another folder, process and number of threads.
+
+    A shard is one batch here, whatever the threads.
+    """
+    done = backcast("select", "--config", folder / "run.yaml")
+    assert done.code == 0, done.err
+    first = folder / "chosen" / "subset.jsonl"
+    manifest = Manifest.load(first)
+    assert manifest.meta["groups"] == {"math": 6, "code": 8}
+    assert len(manifest) == 8
+
+    second = Path(shutil.copytree(folder, tmp_path / "second", ignore=shutil.ignore_patterns("*.sketches")))
+    words = ["select", "--config", "subset.meta.json", "-o", "again.jsonl"]
+    again = in_a_process(*words, cwd=second / "chosen", threads=2)
+    assert again.wait() == 0, again.stderr and again.stderr.read()
+    for suffix in (".jsonl", ".meta.json"):
+        replayed = (second / "chosen" / "again.jsonl").with_suffix(suffix)
+        assert replayed.read_bytes() == first.with_suffix(suffix).read_bytes()
+    assert str(folder) not in (folder / "chosen" / "subset.meta.json").read_text()
+    assert backcast("check", second / "chosen" / "again.jsonl").code == 0
+
+
+def test_options_go_before_the_files_keys(backcast, folder, tmp_path):
+    (folder / "run.yaml").write_text(RUN + "trial: {test: gone.jsonl, steps: 5}\n")
+    words = ["select", "--config", folder / "run.yaml", "-o", tmp_path / "other.jsonl"]
+    words += ["--test", folder / "test.jsonl"]
+    more = ["--target", f"a={folder / 'wanted.jsonl'}", "--weight", "a=3", "-m", "random", "--seed", 4]
+    found = backcast(*words, *more, "--budget", "100 tokens", "--json").json
+    assert (found["method"], found["budget"]) == ("random", "100 tokens")
+    manifest = Manifest.load(tmp_path / "other.jsonl")
+    assert found["spent"] == sum(line["cost"] for line in manifest.lines) <= 100
+    assert manifest.meta["weights"] == {"a": 3.0}
+    assert manifest.meta["run"]["target"] == {"a": "./first/wanted.jsonl"}
+    assert manifest.meta["run"]["trial"] == {
+        "test": "./first/test.jsonl",
+        "steps": 5,
+        "batch_size": 64,
+        "learning_rate": 0.001,
+        "seeds": 1,
+    }
+    assert not (folder / "chosen").exists()
+
+
+def test_an_interrupted_run_resumes(backcast, text, folder):
+    """Interrupted by the keyboard while it collects; the same command ends in the same bytes as one go."""
+    write_jsonl(folder / "pool.jsonl", [{"prompt": "red ", "response": f"{i}"} for i in range(5 * 256)])
+    process = in_a_process("select", "--config", "run.yaml", cwd=folder)
+    shards = folder / "chosen" / "subset.sketches" / "pool" / "checkpoint-00"
+    while process.poll() is None and not (shards / "shard-00000.safetensors").exists():
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert (process.returncode, out) == (130, ""), err
+    assert err.splitlines()[-1] == "backcast: interrupted; the same command resumes where it stopped"
+    kept = {path: path.stat().st_mtime_ns for path in shards.iterdir()}
+    assert 1 <= len(kept) < 5
+    assert not (folder / "chosen" / "subset.jsonl").exists()
+
+    assert backcast("select", "--config", folder / "run.yaml").code == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert len(list(shards.iterdir())) == 5
+    resumed = (folder / "chosen" / "subset.jsonl").read_bytes()
+    shutil.rmtree(folder / "chosen")
+    assert backcast("select", "--config", folder / "run.yaml").code == 0
+    assert (folder / "chosen" / "subset.jsonl").read_bytes() == resumed
+
+
+def in_a_process(*words: object, cwd: Path, threads: int = 1) -> subprocess.Popen[str]:
+    """The command by itself, deaf to no interruption, whoever started the tests."""
+    program = (
+        "import signal; signal.signal(2, signal.default_int_handler); from backcast.cli import main; main()"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, words)],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_what_a_run_would_take(backcast, folder):
+    before = sorted(folder.rglob("*"))
+    words = ["select", "--config", folder / "run.yaml", "--dry-run"]
+    found = backcast(*words, "--json").json
+    assert [step["step"] for step in found["steps"]] == [
+        *("data", "model", "sketches of the target", "sketches of the pool", "scores", "choice")
+    ]
+    assert [step["rows"] for step in found["steps"]] == [54, None, 14, 40, 40 * 14, 40]
+    assert found["unknown"] == ["dedup"]
+    told = backcast(*words)
+    assert told.code == 0, told.err
+    assert [line.split("  ")[0].strip() for line in told.out.splitlines()[1:9]] == [
+        *(step["step"] for step in found["steps"]),
+        *("total", "free"),
+    ]
+    assert told.out.splitlines()[-1] == "Not counted: the time and the memory of dedup, which are not known."
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_help_names_every_method(backcast):
+    shown = backcast("select", "--help").out
+    for name in (*SELECTORS, *FILTERS, *DIVIDERS):
+        assert f"\n  {name}  " in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--target", "a=x", "--target", "a=y"], "--target a: is given twice"),
+        (["--target", "x", "--target", "y"], "--target x: write NAME=VALUE, e.g. math=math.jsonl"),
+        (["--weight", "a=heavy"], "--weight: heavy must be numbers; write math=2"),
+        (["--at-least", "web"], "--at-least web: write NAME=VALUE, e.g. web=10%"),
+        (["--at-most", "web=much"], "at_most: budget 'much': give a count"),
+        (["--signal", "=x"], "--signal =x: write NAME=VALUE"),
+        (["--group-by", "label"], "group_by: targets are grouped by 'source'"),
+        (["--config", "gone.yaml"], "gone.yaml: No such file or directory"),
+        (["--scores", "s", "--model", "m"], "counts tokens; the budget is in examples"),
+        (["--scores", "s", "--dry-run"], "s: no such scores file"),
+    ],
+)
+def test_options_that_say_nothing(words, message, backcast, tmp_path):
+    done = backcast("select", *words, "-o", tmp_path / "subset.jsonl")
+    assert (done.code, done.out, len(done.err.splitlines())) == (2, "", 1)
+    assert message in done.err
+    assert not any(tmp_path.iterdir())
+
+
+def test_signals_and_parameters_from_files(backcast, text, tmp_path):
+    """A window of a signal: the rows between its quartiles."""
+    pool = read_examples(text.pool).index
+    for name, values in (("scores", np.zeros(40)), ("loss", np.arange(40.0))):
+        Scores(values[:, None].astype(np.float32), pool, ("t",), "loss").save(tmp_path / name)
+    words = ["select", "--scores", tmp_path / "scores", "--signal", f"loss={tmp_path / 'loss'}"]
+    out = ["-o", tmp_path / "subset.jsonl", "--budget", 6]
+    done = backcast(*words, *out, "-m", "middle", "--param", "of=loss")
+    assert done.code == 0, done.err
+    assert sorted(Manifest.load(tmp_path / "subset.jsonl").rows.tolist()) == [17, 18, 19, 20, 21, 22]
+    assert Manifest.load(tmp_path / "subset.jsonl").meta["run"]["params"] == {"of": "loss"}
 
 
 # ------------------------------------------------------------------ by the parts of the scores

@@ -19,12 +19,14 @@ from cli_cases import Files, write_jsonl
 from backcast import __version__
 from backcast.attribution import Scores, SketchStore, attribute
 from backcast.data import read_examples
+from backcast.data.examples import image_bytes
 from backcast.manifests import Manifest
 from backcast.multimodal import Parts, load_task
 from backcast.report import Report, read_report, write_report
 from backcast.selectors import select
 
-COMMANDS = ["demo", "select", "collect", "score", "split", "search", "sweep", "invert", "check", "report"]
+COMMANDS = ["demo", "select", "collect", "score", "split", "search", "sweep", "invert"]
+COMMANDS += ["check", "diff", "export", "report"]
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +126,51 @@ def test_a_row_is_not_its_own_neighbour(backcast, stores):
     shown = backcast("search", stores / "pool", 7, "-k", 4).out.splitlines()
     assert shown[0].split() == ["query", "row", "row", "source", "cosine"]
     assert [int(line.split()[1]) for line in shown[1:]] == [row["row"] for row in found]
+
+
+def test_search_by_text_is_the_search_by_a_store_of_it(backcast, text, stores):
+    row = read_examples(text.target)[2].fields
+    words = ("search", stores / "pool", "--model", text.model, "-k", 3, "--json")
+    found = backcast(*words, "--prompt", row["prompt"], "--text", row["response"]).json["neighbours"]
+    every = backcast("search", stores / "pool", stores / "target", "-k", 3, "--json").json["neighbours"]
+    expected = [near for near in every if near["query_row"] == 2]
+    assert [near["id"] for near in found] == [near["id"] for near in expected]
+    assert {near["query"] for near in found} == {near["query"] for near in expected}
+    assert [near["cosine"] for near in found] == pytest.approx(
+        [near["cosine"] for near in expected], abs=1e-4
+    )
+
+
+def test_search_by_image_finds_the_image(backcast, images, tmp_path):
+    pool = read_examples(images.pool)
+    store = tmp_path / "pool"
+    backcast("collect", images.model, images.pool, "-o", store, "--dim", 256, "--index")
+    assert (store / "index.faiss").is_file()
+    before = sorted(path for path in tmp_path.rglob("*"))
+    row = pool[3].fields
+    (tmp_path.parent / "image.png").write_bytes(image_bytes(row["image"]))
+    example = ("--image", tmp_path.parent / "image.png", "--text", row["caption"])
+    found = backcast("search", store, *example, "--model", images.model, "-k", 2, "--json").json["neighbours"]
+    assert found[0]["id"] == pool[3].id == found[0]["query"]
+    assert found[0]["cosine"] == pytest.approx(1, abs=1e-3)
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "give either QUERY or an example"),
+        (["3", "--text", "x"], "give either QUERY or an example"),
+        (["--text", "x"], "--model is missing"),
+        (["--prompt", "x", "--model", "m"], "--text is missing"),
+        (["--text", "x", "--image", "nowhere.png", "--model", "m"], "nowhere.png: no such image"),
+    ],
+)
+def test_what_cannot_be_searched_for_is_told(backcast, stores, words, said):
+    done = backcast("search", stores / "pool", *words)
+    assert done.code == 2
+    assert said in done.err
+    assert not done.out
 
 
 def test_split_adds_up(backcast, images, tmp_path):

@@ -138,7 +138,7 @@ def test_the_meta_file_tells_what_every_filter_dropped(pool: Path, tmp_path: Pat
     chosen = select(
         scores(-np.arange(N)[:, None], read_examples(pool).index),
         "20%",
-        "dedup | one_sided_harm | top_k",
+        "dedup(0.98, whiten=False) | one_sided_harm | top_k",
         features=x,
         parts=signs,
     )
