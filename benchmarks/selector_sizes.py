@@ -42,7 +42,7 @@ from backcast.finetune.train import finetune
 from backcast.kernels import SketchSpec
 from backcast.multimodal import load_task
 from backcast.progress import progress
-from backcast.recipes.docstrings import Docstrings
+from backcast.recipes.demo.docstrings import Docstrings
 from backcast.selectors import Allowance, Evidence, Method, select
 from backcast.selectors.methods.facility_location import (
     Cover,

@@ -25,7 +25,7 @@ def run(
     json: Json = False,
 ) -> None:
     """The whole loop on data that installs with it; ends in a page."""
-    from backcast.recipes.demo import demo
+    from backcast.recipes.demo.run import demo
 
     folder = out or Path("runs") / f"{data}{'-quick' if quick else ''}{f'-{seed}' if seed else ''}"
     summary, report, page = demo(folder, data, seed, quick)

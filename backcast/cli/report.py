@@ -45,7 +45,7 @@ def run(
     What a selection's page needs and no option names is taken from where the manifest says that it is.
     """
     if what.suffix == ".jsonl":
-        from backcast.recipes.selection_report import selection_report
+        from backcast.recipes.selection.report import selection_report
 
         page, choice = selection_report(what, out, scores=scores, store=store, data=data)
         show({"report": str(page), **(choice.to_json() if json else {})}, json)

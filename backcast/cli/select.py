@@ -26,7 +26,7 @@ from backcast.cli.options import (
 
 if TYPE_CHECKING:
     from backcast.manifests import Manifest
-    from backcast.recipes.run_config import RunConfig
+    from backcast.recipes.selection.run_config import RunConfig
 
 
 class Command(TyperCommand):
@@ -166,7 +166,7 @@ def run(
 
     Either in one shot from --model, --train and --target, or step by step: from --scores (and --store).
     """
-    from backcast.recipes.run_config import RunConfig
+    from backcast.recipes.selection.run_config import RunConfig
 
     base = RunConfig.read(config) if config else RunConfig()
     given = {
@@ -209,10 +209,10 @@ def _target(values: list[str] | None) -> str | dict[str, str] | None:
 
 def _chosen(config: RunConfig) -> Manifest:
     if config.scores:
-        from backcast.recipes.from_scores import select_from_scores
+        from backcast.recipes.selection.from_scores import select_from_scores
 
         return select_from_scores(config)
-    from backcast.recipes.one_shot import select_subset
+    from backcast.recipes.selection.one_shot import select_subset
 
     return select_subset(config)
 
@@ -237,7 +237,7 @@ def _reasons(name: str, reasons: Mapping[str, int]) -> str:
 
 
 def _estimate(config: RunConfig, json: bool) -> None:
-    from backcast.recipes.estimate import Step, estimate
+    from backcast.recipes.selection.estimate import Step, estimate
 
     found = estimate(config)
     if json:

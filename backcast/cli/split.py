@@ -60,7 +60,7 @@ def run(
     The examples are read again from the data that the stores name.
     """
     from backcast.multimodal.split import BASELINES
-    from backcast.recipes.split_scores import split_scores
+    from backcast.recipes.split.scores import split_scores
 
     parts = split_scores(
         model,

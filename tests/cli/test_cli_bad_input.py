@@ -435,7 +435,7 @@ def test_demos(refused, tmp_path):
         (["invert", "r.csv"], "Missing option '--target'"),
         (["invert", "r.csv", "--target", "high"], "--target"),
         (["check"], "Missing argument 'SUBSET'"),
-        (["report"], "Missing argument 'RUN'"),
+        (["report"], "Missing argument 'RUN|SUBSET.jsonl'"),
     ],
 )
 def test_words(words, part, refused):

@@ -9,9 +9,9 @@ from backcast.data.corpora import Corpus, DigitsSizes, digits_corpus, docstrings
 from backcast.data.corpora.digits import DigitsCorpus
 from backcast.finetune import FinetuneConfig
 from backcast.kernels import SketchSpec
-from backcast.recipes.digits import Digits
-from backcast.recipes.docstrings import Docstrings
-from backcast.recipes.setting import Plan
+from backcast.recipes.demo.digits import Digits
+from backcast.recipes.demo.docstrings import Docstrings
+from backcast.recipes.demo.setting import Plan
 
 BUDGETS = ("10%", "20%", "40%")
 

@@ -13,9 +13,9 @@ from cli_cases import image_files, pairs, text_files, write_jsonl
 from backcast.attribution import Scores
 from backcast.data import read_examples
 from backcast.errors import InputError
-from backcast.recipes.estimate import SAMPLE, estimate
-from backcast.recipes.one_shot import select_subset
-from backcast.recipes.run_config import RunConfig
+from backcast.recipes.selection.estimate import SAMPLE, estimate
+from backcast.recipes.selection.one_shot import select_subset
+from backcast.recipes.selection.run_config import RunConfig
 
 
 def held(folder: Path) -> int:

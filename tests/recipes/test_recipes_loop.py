@@ -18,9 +18,9 @@ from backcast.data import read_examples
 from backcast.errors import InputError
 from backcast.files import read_json
 from backcast.manifests import check, load_subset
-from backcast.recipes.demo import SETTINGS, demo
-from backcast.recipes.loop import Loop
-from backcast.recipes.setting import SELECTORS
+from backcast.recipes.demo.loop import Loop
+from backcast.recipes.demo.run import SETTINGS, demo
+from backcast.recipes.demo.setting import SELECTORS
 from backcast.report import read_report
 
 KEYS = {

@@ -18,10 +18,10 @@ from backcast.data import Example, Examples, read_examples
 from backcast.errors import InputError
 from backcast.finetune import FinetuneConfig, finetune
 from backcast.manifests import Manifest, check
-from backcast.recipes.from_scores import select_from_scores
-from backcast.recipes.one_shot import select_subset
-from backcast.recipes.run_config import RunConfig, TrialConfig
-from backcast.recipes.trial import Trial
+from backcast.recipes.selection.from_scores import select_from_scores
+from backcast.recipes.selection.one_shot import select_subset
+from backcast.recipes.selection.run_config import RunConfig, TrialConfig
+from backcast.recipes.selection.trial import Trial
 from backcast.selectors import select
 from backcast.tasks import Task
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from backcast.errors import InputError
-from backcast.recipes.run_config import RunConfig
+from backcast.recipes.selection.run_config import RunConfig
 
 WHOLE: dict[str, Any] = {
     "model": "llama",

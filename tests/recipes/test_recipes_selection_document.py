@@ -21,10 +21,10 @@ from backcast.data import Examples, read_examples
 from backcast.errors import InputError
 from backcast.kernels import SketchSpec
 from backcast.manifests import Manifest
-from backcast.recipes import selection_numbers
-from backcast.recipes.selection_document import Beside, places, selection_choice, selection_document
-from backcast.recipes.selection_numbers import histogram, nearest, nearness, sample
-from backcast.recipes.selection_report import look_beside, selection_report
+from backcast.recipes.selection import numbers as selection_numbers
+from backcast.recipes.selection.document import Beside, places, selection_choice, selection_document
+from backcast.recipes.selection.numbers import histogram, nearest, nearness, sample
+from backcast.recipes.selection.report import look_beside, selection_report
 from backcast.report import render
 from backcast.report.choice import Choice, Row
 from backcast.selectors import select

@@ -14,7 +14,7 @@ from PIL import Image
 from backcast.data import Example, Examples
 from backcast.multimodal.parts import Parts, Split
 from backcast.multimodal.shapley import interaction, shapley
-from backcast.recipes.split_document import DRAWN, split_document, verdict
+from backcast.recipes.split.document import DRAWN, split_document, verdict
 from backcast.report import Report, read_report, write_report
 from backcast.report.pictures import HARMS, HELPS
 from backcast.selectors.modality import driven

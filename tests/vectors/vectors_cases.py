@@ -13,7 +13,7 @@ from backcast.attribution import collect
 from backcast.data import read_examples
 from backcast.kernels import SketchSpec
 from backcast.multimodal import load_task
-from backcast.recipes.digits import Digits
+from backcast.recipes.demo.digits import Digits
 from backcast.vectors import Features
 
 

@@ -17,7 +17,7 @@ from backcast.errors import InputError
 from backcast.files import write_atomic
 from backcast.manifests import Manifest
 from backcast.progress import progress
-from backcast.recipes.selection_numbers import SAMPLE, histogram, nearness, sample
+from backcast.recipes.selection.numbers import SAMPLE, histogram, nearness, sample
 from backcast.report import Figure, Report
 from backcast.report.choice import Choice, Cost, Gain, Gallery, Histogram, Mix, Row
 from backcast.report.pictures import side_by_side

@@ -13,7 +13,7 @@ from backcast.data import Example, Examples
 from backcast.data.corpora import Corpus, docstrings_corpus
 from backcast.finetune import FinetuneConfig
 from backcast.kernels import SketchSpec
-from backcast.recipes.setting import Plan
+from backcast.recipes.demo.setting import Plan
 
 TARGET = "scipy"
 END = "<|end|>"

@@ -18,7 +18,7 @@ from backcast.finetune import Run
 from backcast.manifests import Manifest
 from backcast.multimodal import MultimodalTask, Parts, load_task, split
 from backcast.multimodal.split import BASELINES
-from backcast.recipes.split_document import split_document
+from backcast.recipes.split.document import split_document
 from backcast.report import write_report
 
 

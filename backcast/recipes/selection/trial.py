@@ -17,7 +17,7 @@ from backcast.data import Examples
 from backcast.errors import InputError
 from backcast.files import read_json, sha256, write_json
 from backcast.finetune import FinetuneConfig, finetune
-from backcast.recipes.run_config import TrialConfig
+from backcast.recipes.selection.run_config import TrialConfig
 from backcast.tasks import Task
 from backcast.tasks.hashes import weights_hash
 

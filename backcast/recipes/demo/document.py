@@ -6,8 +6,8 @@ import os
 
 import numpy as np
 
-from backcast.recipes.loop import Loop
-from backcast.recipes.setting import SELECTORS
+from backcast.recipes.demo.loop import Loop
+from backcast.recipes.demo.setting import SELECTORS
 from backcast.report import Answer, Curves, Figure, Fitted, Neighbours, Observation, Pair, Report
 from backcast.scaling import Inversion, Law
 

@@ -14,9 +14,9 @@ from backcast.data import Examples, Rows, read_examples
 from backcast.errors import InputError
 from backcast.files import write_atomic
 from backcast.manifests import Manifest, meta_path
-from backcast.recipes.one_shot import groups_of, read_targets
-from backcast.recipes.run_config import RunConfig
-from backcast.recipes.selection_document import Beside, places, selection_choice, selection_document
+from backcast.recipes.selection.document import Beside, places, selection_choice, selection_document
+from backcast.recipes.selection.one_shot import groups_of, read_targets
+from backcast.recipes.selection.run_config import RunConfig
 from backcast.report import render
 from backcast.report.choice import Choice
 from backcast.selectors import Evidence

@@ -33,7 +33,7 @@ from backcast.finetune import Run, finetune, sweep
 from backcast.manifests import Manifest
 from backcast.multimodal import MultimodalTask, Parts, load_task, split
 from backcast.progress import console, progress
-from backcast.recipes.setting import SELECTORS, Plan, Setting, Summary, Truth
+from backcast.recipes.demo.setting import SELECTORS, Plan, Setting, Summary, Truth
 from backcast.scaling import Inversion, Law, fit_law, next_run
 from backcast.selectors import select
 from backcast.tasks import Task

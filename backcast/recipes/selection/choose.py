@@ -13,7 +13,7 @@ from backcast.data import Examples, costs
 from backcast.data.costs import TOKENS
 from backcast.errors import InputError
 from backcast.manifests import Manifest, meta_path
-from backcast.recipes.run_config import RunConfig
+from backcast.recipes.selection.run_config import RunConfig
 from backcast.selectors import Method, Selection, parse_budget
 from backcast.selectors.budget import EXAMPLES
 

@@ -10,7 +10,7 @@ from backcast.data.corpora.digits import CAPTIONS, DigitsCorpus, DigitsTruth
 from backcast.finetune import FinetuneConfig
 from backcast.kernels import SketchSpec
 from backcast.multimodal.mini_clip import write_mini_clip
-from backcast.recipes.setting import Plan, Truth
+from backcast.recipes.demo.setting import Plan, Truth
 
 
 class Digits:

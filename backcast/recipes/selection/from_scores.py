@@ -6,8 +6,8 @@ from backcast.attribution import Scores, SketchStore
 from backcast.data import Examples, read_examples
 from backcast.errors import InputError
 from backcast.manifests import Manifest
-from backcast.recipes.choose import check_method, conditions, write
-from backcast.recipes.run_config import RunConfig
+from backcast.recipes.selection.choose import check_method, conditions, write
+from backcast.recipes.selection.run_config import RunConfig
 from backcast.selectors import select
 
 

@@ -25,10 +25,10 @@ from backcast.attribution.store import Header
 from backcast.data import Examples, Rows
 from backcast.kernels import SketchSpec, default_kind
 from backcast.multimodal import check_same_kind, load_task
-from backcast.recipes.choose import check_method
-from backcast.recipes.glimpse import Glimpse, glimpse
-from backcast.recipes.one_shot import check_asked, targets_of
-from backcast.recipes.run_config import RunConfig
+from backcast.recipes.selection.choose import check_method
+from backcast.recipes.selection.glimpse import Glimpse, glimpse
+from backcast.recipes.selection.one_shot import check_asked, targets_of
+from backcast.recipes.selection.run_config import RunConfig
 from backcast.selectors import Method
 from backcast.selectors.evidence import take_rows
 from backcast.tasks import Task

@@ -16,9 +16,9 @@ from backcast.files import whole_folder
 from backcast.kernels import SketchSpec, default_kind
 from backcast.manifests import Manifest
 from backcast.multimodal import check_same_kind, load_task
-from backcast.recipes.choose import check_method, conditions, write
-from backcast.recipes.run_config import RunConfig, ScoreConfig
-from backcast.recipes.trial import Trial
+from backcast.recipes.selection.choose import check_method, conditions, write
+from backcast.recipes.selection.run_config import RunConfig, ScoreConfig
+from backcast.recipes.selection.trial import Trial
 from backcast.selectors import Evidence, Method, select
 
 #: The scores that sketches of losses give.

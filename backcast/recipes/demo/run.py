@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from backcast.errors import InputError
-from backcast.recipes.digits import Digits
-from backcast.recipes.docstrings import Docstrings
-from backcast.recipes.document import document
-from backcast.recipes.loop import Loop
-from backcast.recipes.setting import Setting, Summary
+from backcast.recipes.demo.digits import Digits
+from backcast.recipes.demo.docstrings import Docstrings
+from backcast.recipes.demo.document import document
+from backcast.recipes.demo.loop import Loop
+from backcast.recipes.demo.setting import Setting, Summary
 from backcast.report import Report, write_report
 
 SETTINGS: dict[str, type[Setting]] = {"digits": Digits, "docstrings": Docstrings}

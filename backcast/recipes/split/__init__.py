@@ -1,0 +1,1 @@
+"""`backcast split`: which of the modalities a score comes from, and the page about it."""
