@@ -88,7 +88,7 @@ def collect(
         spec: the sketch; by default 1,024 numbers of the kind that suits the model's device.
         like: a store whose spec to take over, so that the two can be compared: a target's training store.
         batch_size: examples in a forward, where they are as long as the longest of their shard; batches of shorter
-            ones hold more. On a CPU a batch has at most 1,024 positions (`Task.length`) a thread, or one example.
+            ones hold more. On a CPU a batch has at most 2,048 positions (`Task.length`), or one example.
         shard_rows: examples in a file, and so the most that an interruption loses.
         dtype: of the stored rows: float32, float16, int8 or sign (one bit a number); see `quantise.encode`.
         autocast: bfloat16 or float16, the precision of the model's matrix products; with float16 the losses are scaled
