@@ -388,6 +388,7 @@ def peers(x: np.ndarray, k: int, rounds: int) -> Iterator[Row]:
                 "theirs": lambda run=peer, first=int(own[0]): clock(lambda: run(wide, k, first)),
             },
             rounds,
+            slow={"theirs"} if package == "apricot" else (),
         )
         same = next((i for i, (a, b) in enumerate(zip(own, theirs, strict=True)) if a != b), k)
         yield row(
@@ -446,7 +447,7 @@ def main() -> None:
     mixed = np.concatenate([*noisy(real, 5_000)])
     more = quality(real[:500], mixed[:1000], 5) if args.quick else quality(real, mixed, 5)
     rows += kept("quality" + "-quick" * args.quick, lambda: list(more))
-    small = peers(real[:300], 30, 1) if args.quick else peers(real, 100, 5)
+    small = peers(real[:300], 30, 1) if args.quick else peers(real, 100, 3)
     rows += kept("peers" + "-quick" * args.quick, lambda: list(small))
     least = steps["small"][0]
     rows += kept(f"bytes-{least}", lambda: list(bytes_alike(folders[least], least, least // 20)))
