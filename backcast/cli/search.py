@@ -44,7 +44,7 @@ def run(
     ] = 10,
     json: Json = False,
 ) -> None:
-    """The nearest training examples by gradient: to those of a store, to a row, or to an example."""
+    """The nearest training examples by gradient."""
     from backcast.attribution import GradientIndex, SketchStore
 
     if (query is None) != any(part is not None for part in (text, prompt, image)):

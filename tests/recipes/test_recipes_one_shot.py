@@ -127,7 +127,7 @@ def test_features_are_read_from_the_store(run, tmp_path):
     ("keys", "message"),
     [
         ({"at_least": {"films": 5}}, "the pool has no source 'films'; it has books, web"),
-        ({"at_least": {"web": "90%", "books": "20%"}}, "at_least asks for"),
+        ({"at_least": {"web": "100%", "books": "100%"}}, "at_least asks for"),
         ({"weights": {"math": 2}}, "weights: 'math' is no group of targets"),
         ({"score": {"method": "bm25"}}, "score: method 'bm25' is none that one shot makes"),
         ({"score": {"params": {"cosin": True}}}, "score: tracin has no parameter 'cosin'; it has cosine"),
