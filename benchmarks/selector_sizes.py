@@ -298,7 +298,8 @@ def anonymous(n: int) -> Rows:
 
 def farthest_first(x: np.ndarray, k: int, first: int) -> list[int]:
     """Gonzalez's algorithm over all distances, as DeepCore runs it."""
-    apart = np.sqrt(np.maximum(2 - 2 * x @ x.T, 0))
+    squares = np.square(x).sum(axis=1)
+    apart = np.sqrt(np.maximum(squares[:, None] + squares - 2 * x @ x.T, 0))
     picks, nearest = [first], apart[first].copy()
     while len(picks) < k:
         picks.append(int(nearest.argmax()))
