@@ -7,7 +7,7 @@ import numpy as np
 from backcast.attribution.scores import Scores
 from backcast.data.examples import Rows
 from backcast.files import sha256
-from backcast.selectors import Allowance, Evidence
+from backcast.selectors import Allowance, Evidence, Selector
 
 RNG = np.random.Generator(np.random.PCG64(0))  # for selectors that draw nothing
 
@@ -54,6 +54,26 @@ def evidence(n: int, m: int = 3, d: int = 6, seed: int = 0) -> Evidence:
 def room(count: int, pool: Evidence) -> Allowance:
     """Room for so many of the pool."""
     return Allowance.of(count, len(pool))
+
+
+def check_allowance(selector: Selector, rng: np.random.Generator = RNG) -> None:
+    """Its picks break neither a budget of costs nor a ceiling, and nothing more would fit."""
+    pool = evidence(150, d=6, seed=7)
+    costs = np.random.default_rng(0).integers(1, 40, 150).astype(float)
+    allowance = Allowance(costs, 300, pool.rows.sources, at_most={"a": 90})
+    chosen = selector.select(pool, allowance, rng)
+    assert costs[chosen.indices].sum() <= 300
+    assert costs[chosen.indices][[s == "a" for s in chosen.rows.sources]].sum() <= 90
+    assert len(set(chosen.indices.tolist())) == len(chosen)
+    assert not any(allowance.fits(j) for j in np.setdiff1d(np.arange(150), chosen.indices))
+
+
+def check_order(selector: Selector, seed: int, d: int = 16) -> None:
+    """A shuffle of the pool changes neither its picks nor their gains."""
+    pool = evidence(200, d=d, seed=seed)
+    mine, theirs = (selector.select(p, room(60, p), RNG) for p in (pool, shuffled(pool, seed)))
+    assert mine.rows.ids == theirs.rows.ids
+    np.testing.assert_array_equal(mine.gains, theirs.gains)
 
 
 def shuffled(pool: Evidence, seed: int) -> Evidence:

@@ -19,7 +19,7 @@ import backcast
 PACKAGE = Path(backcast.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-BASE = {"errors", "files", "progress"}
+BASE = {"collector", "errors", "files", "progress"}
 #: A floor's height; each imports only from below. Those on the ground stand side by side.
 HEIGHT = {
     **dict.fromkeys(BASE, 0),

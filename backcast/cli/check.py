@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
-from backcast.cli.options import Json, show
+from backcast.cli.options import Data, Json, Subset, show
 
 
 def run(
-    subset: Annotated[Path, typer.Argument(metavar="SUBSET", help="A manifest of 'backcast select'.")],
-    data: Annotated[
-        str | None,
-        typer.Option(metavar="DATA", help="The data set, when it is no longer where the manifest says."),
-    ] = None,
+    subset: Subset,
+    data: Data = None,
     json: Json = False,
 ) -> None:
     """Does the manifest still fit its data?

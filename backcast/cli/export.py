@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from backcast.cli.options import Json, show
+from backcast.cli.options import Data, Json, Subset, show
 
 
 def run(
-    subset: Annotated[Path, typer.Argument(metavar="SUBSET", help="A manifest of 'backcast select'.")],
+    subset: Subset,
     out: Annotated[
         Path,
         typer.Option(
@@ -24,10 +24,7 @@ def run(
     format: Annotated[
         str, typer.Option(metavar="FORMAT", help="jsonl, parquet, llamafactory, axolotl or trl.")
     ] = "jsonl",
-    data: Annotated[
-        str | None,
-        typer.Option(metavar="DATA", help="The data set, when it is no longer where the manifest says."),
-    ] = None,
+    data: Data = None,
     json: Json = False,
 ) -> None:
     """Write a subset's rows for another trainer to read."""

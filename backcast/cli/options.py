@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,6 +30,11 @@ Cosine = Annotated[bool, typer.Option(help="tracin: normalise every gradient.")]
 Params = Annotated[
     list[str] | None,
     typer.Option("--param", metavar="NAME=VALUE", help="The method's own, e.g. damping=0.1; once for each."),
+]
+Subset = Annotated[Path, typer.Argument(metavar="SUBSET", help="A manifest of 'backcast select'.")]
+Data = Annotated[
+    str | None,
+    typer.Option(metavar="DATA", help="The data set, when it is no longer where the manifest says."),
 ]
 SkipBroken = Annotated[
     bool,

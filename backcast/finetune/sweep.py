@@ -50,12 +50,12 @@ class Run:
     @classmethod
     def on_subset(cls, manifest: Manifest, pool: Examples, seed: int) -> Run:
         """A run on a manifest's rows; raises `InputError` when they are not the pool's."""
-        place = {row: position for position, row in enumerate(pool.index.rows.tolist())}
-        rows = [place.get(int(row), -1) for row in manifest.rows]
-        if any(p < 0 or pool[p].id != i for p, i in zip(rows, manifest.ids, strict=True)):
+        try:
+            rows = manifest.positions(pool.index).tolist()
+        except InputError:
             raise InputError(
                 f"{manifest.path}: does not fit {pool.dataset or 'its pool'}; see 'backcast check'"
-            )
+            ) from None
         asked = manifest.meta["budget"]["asked"]
         return cls(manifest.meta["selector"]["method"], str(asked), tuple(rows), seed)
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from backcast.data import Examples
+from backcast.data import Examples, split_names
 from backcast.errors import InputError
 from backcast.manifests.manifest import Manifest, meta_path
 from backcast.manifests.materialise import Chosen, jsonl, parquet
@@ -71,7 +71,7 @@ def export(
 
 def _refuse_inputs(outputs: Sequence[Path], manifest: Manifest, data: str | Path | Examples | None) -> None:
     place = (data.dataset if isinstance(data, Examples) else str(data)) if data else manifest.dataset
-    inputs = [manifest.path, meta_path(manifest.path), *map(Path, place.split(","))]
+    inputs = [manifest.path, meta_path(manifest.path), *map(Path, split_names(place))]
     for path in outputs:
         if path.resolve() in [read.resolve() for read in inputs]:
             raise InputError(f"{path}: is what is to be exported; choose another name")

@@ -13,13 +13,11 @@ when the scores were split by modality (null in a row without a split).
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -28,6 +26,8 @@ from typing import Any
 
 import numpy as np
 
+from backcast.collector import no_cycle_collector
+from backcast.data import Rows
 from backcast.data.places import map_names
 from backcast.errors import InputError
 from backcast.files import read_json, whole_file, write_json
@@ -97,6 +97,18 @@ class Manifest:
         """The chosen examples' content ids."""
         return tuple(line["id"] for line in self.lines)
 
+    def positions(self, rows: Rows) -> np.ndarray:
+        """(k,) where the chosen rows stand among ``rows``, in rank order.
+
+        Raises `InputError` where one is not there or is another example.
+        """
+        order = np.argsort(rows.rows, kind="stable")
+        found = order[np.searchsorted(rows.rows, self.rows, sorter=order).clip(max=len(order) - 1)]
+        for position, row, name in zip(found.tolist(), self.rows.tolist(), self.ids, strict=True):
+            if rows.rows[position] != row or rows.ids[position] != name:
+                raise InputError(f"row {row} is not the example that {self.path} names; see 'backcast check'")
+        return found
+
     @property
     def weights(self) -> np.ndarray:
         """(k,) float64, how much each example counts in training."""
@@ -165,23 +177,11 @@ def meta_path(path: str | Path) -> Path:
     return path.with_suffix(".meta.json")
 
 
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """No garbage collection meanwhile: it would walk all the lines again and again, and they hold no cycle."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 def _read_lines(path: Path) -> tuple[tuple[Mapping[str, Any], ...], str]:
     """The checked lines, O(1) each, and the SHA-256 of them all."""
     lines: list[Mapping[str, Any]] = []
     digest = hashlib.sha256()
-    with open(path, "rb") as file, _no_collection():
+    with open(path, "rb") as file, no_cycle_collector():
         while raw := list(islice(file, BLOCK)):
             digest.update(b"".join(raw))
             first = len(lines) + 1

@@ -11,9 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from backcast.data import Example, Examples
+from backcast.data.arrow import one_line
 from backcast.errors import InputError
 from backcast.files import sha256, whole_file, write_atomic
 from backcast.manifests.check import compare, opened
@@ -46,9 +45,7 @@ class Chosen:
         report = compare(manifest, examples, name)
         if not report:
             raise InputError(report.summary)
-        rows = examples.index.rows
-        order = np.argsort(rows, kind="stable")
-        return cls(manifest, examples[order[np.searchsorted(rows, manifest.rows, sorter=order)]])
+        return cls(manifest, examples[manifest.positions(examples.index)])
 
     @cached_property
     def fields(self) -> set[str]:
@@ -142,8 +139,9 @@ def parquet(chosen: Chosen, out: Path) -> list[Path]:
             for table in tables(features.arrow_schema):
                 writer.write_table(table)
     except (pyarrow.lib.ArrowException, OverflowError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{out}: a column's values do not fit one type ({reason}); export jsonl") from None
+        raise InputError(
+            f"{out}: a column's values do not fit one type ({one_line(error)}); export jsonl"
+        ) from None
     return [out]
 
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:  # attribution imports torch
 #: Rows of scores looked at once.
 BLOCK = 65536
 
+#: Columns of scores brought together at once.
+COLUMNS = 16
+
 #: How many of the best are looked for at first.
 FIRST = 4096
 
@@ -256,6 +259,12 @@ class Evidence:
         found = replace(self, scores=scores, targets=(name,), groups=(), weights={})
         found.__dict__["by_id"] = self.by_id  # of the same rows; sorting them takes longer than all the rest
         return found
+
+
+def columns(matrix: np.ndarray) -> Iterator[np.ndarray]:
+    """The columns in order, each contiguous, of a matrix that may be a memory map: it is not read once a column."""
+    for start in range(0, matrix.shape[1], COLUMNS):
+        yield from np.ascontiguousarray(matrix[:, start : start + COLUMNS].T)
 
 
 def take_rows(rows: Rows, positions: np.ndarray) -> Rows:

@@ -1,6 +1,6 @@
 """Rows of numbers: unit length, nearest neighbours, clusters and near-duplicates; knows nothing of gradients."""
 
-from backcast.vectors.features import Features, Readable
+from backcast.vectors.features import Features, Readable, sample
 from backcast.vectors.fixed import fixed
 from backcast.vectors.graph import neighbour_graph
 from backcast.vectors.groups import near_duplicates, near_pairs
@@ -19,5 +19,6 @@ __all__ = [
     "near_duplicates",
     "near_pairs",
     "neighbour_graph",
+    "sample",
     "whitened",
 ]

@@ -92,8 +92,7 @@ class Features:
 
     def sample(self, size: int, seed: int) -> np.ndarray:
         """(min(n, size),) positions drawn without replacement, rising; the same with any numpy."""
-        keys = np.random.PCG64(seed).random_raw(len(self))
-        return np.sort(np.argsort(keys, kind="stable")[:size])
+        return sample(len(self), size, seed)
 
     def points(self, positions: Positions | None = None) -> np.ndarray:
         """(r, d) float32 unit rows rounded to multiples of 2⁻¹¹, whose inner products are exact.
@@ -104,6 +103,12 @@ class Features:
         about 2·10⁻⁴; by at most 2√d·2⁻¹², where rounding moves all of a row's numbers the same way.
         """
         return fixed(self[slice(None) if positions is None else positions], POINT_BITS)
+
+
+def sample(n: int, size: int, seed: int) -> np.ndarray:
+    """(min(n, size),) of n positions drawn without replacement, rising; the same with any numpy."""
+    keys = np.random.PCG64(seed).random_raw(n)
+    return np.sort(np.argsort(keys, kind="stable")[:size])
 
 
 def _check_matrix(values: np.ndarray) -> None:

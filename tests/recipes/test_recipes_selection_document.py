@@ -22,13 +22,13 @@ from backcast.errors import InputError
 from backcast.kernels import SketchSpec
 from backcast.manifests import Manifest
 from backcast.recipes.selection import numbers as selection_numbers
-from backcast.recipes.selection.document import Beside, places, selection_choice, selection_document
-from backcast.recipes.selection.numbers import histogram, nearest, nearness, sample
+from backcast.recipes.selection.document import Beside, selection_choice, selection_document
+from backcast.recipes.selection.numbers import histogram, nearest, nearness
 from backcast.recipes.selection.report import look_beside, selection_report
 from backcast.report import render
 from backcast.report.choice import Choice, Row
 from backcast.selectors import select
-from backcast.vectors import Features
+from backcast.vectors import Features, sample
 
 N, D, TARGETS = 300, 16, 4
 SOURCES = ("web", "books <b>", "code")
@@ -533,7 +533,7 @@ def test_more_data_than_the_pool_show_the_chosen_rows(case, tmp_path):
 def test_places_are_found_in_any_order(case):
     order = np.random.default_rng(0).permutation(N)
     shuffled = case.pool[order]
-    found = places(shuffled.index, case.manifest)
+    found = case.manifest.positions(shuffled.index)
     assert [shuffled[int(i)].id for i in found] == list(case.manifest.ids)
 
 

@@ -6,10 +6,10 @@ from math import exp
 
 import numpy as np
 import pytest
-from selectors_cases import RNG, evidence, points, room, rows, scores, shuffled
+from selectors_cases import check_allowance, evidence, points, room, rows, scores, shuffled
 
 from backcast.errors import InputError
-from backcast.selectors import Allowance, Evidence, select
+from backcast.selectors import Evidence, select
 from backcast.selectors.methods.cluster import Cluster
 from backcast.vectors import Clusters, Features, kmeans
 from backcast.vectors.kmeans import assign
@@ -115,14 +115,7 @@ def test_all_of_the_pool_and_copies_only() -> None:
 
 
 def test_no_pick_breaks_the_allowance() -> None:
-    pool = evidence(150, d=6, seed=7)
-    costs = np.random.default_rng(0).integers(1, 40, 150).astype(float)
-    allowance = Allowance(costs, 300, pool.rows.sources, at_most={"a": 90})
-    chosen = Cluster().select(pool, allowance, RNG)
-    assert costs[chosen.indices].sum() <= 300
-    assert costs[chosen.indices][[s == "a" for s in chosen.rows.sources]].sum() <= 90
-    assert len(set(chosen.indices.tolist())) == len(chosen)
-    assert not any(allowance.fits(j) for j in np.setdiff1d(np.arange(150), chosen.indices))
+    check_allowance(Cluster())
 
 
 @pytest.mark.parametrize(

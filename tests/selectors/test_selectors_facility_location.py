@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from selectors_cases import RNG, evidence, points, room, rows, scores, shuffled
+from selectors_cases import RNG, check_allowance, check_order, evidence, points, room, rows, scores, shuffled
 
 from backcast.errors import InputError
 from backcast.selectors import Allowance, Evidence, select
@@ -145,11 +145,7 @@ def test_equal_examples_tie_and_go_by_score_then_id() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_order_of_the_pool_does_not_matter(seed: int) -> None:
-    pool = evidence(200, d=64, seed=seed)
-    other = shuffled(pool, seed)
-    mine, theirs = (FacilityLocation().select(p, room(60, p), RNG) for p in (pool, other))
-    assert mine.rows.ids == theirs.rows.ids
-    np.testing.assert_array_equal(mine.gains, theirs.gains)
+    check_order(FacilityLocation(), seed, d=64)
 
 
 def test_a_small_budget_is_diverse_and_clean() -> None:
@@ -292,18 +288,7 @@ def select_seeded(method: FacilityLocation, pool: Evidence, k: int, seed: int):
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.2])
 def test_no_pick_breaks_the_allowance(epsilon: float) -> None:
-    pool = evidence(150, d=6, seed=7)
-    costs = np.random.default_rng(0).integers(1, 40, 150).astype(float)
-    allowance = Allowance(costs, 300, pool.rows.sources, at_most={"a": 90})
-    chosen = FacilityLocation(epsilon=epsilon).select(
-        pool, allowance, np.random.Generator(np.random.PCG64(1))
-    )
-    held = costs[chosen.indices]
-    assert held.sum() <= 300
-    assert held[[s == "a" for s in chosen.rows.sources]].sum() <= 90
-    assert len(set(chosen.indices.tolist())) == len(chosen)
-    left = np.setdiff1d(np.arange(150), chosen.indices)
-    assert not any(allowance.fits(j) for j in left)
+    check_allowance(FacilityLocation(epsilon=epsilon), np.random.Generator(np.random.PCG64(1)))
 
 
 def peers_problem() -> tuple[np.ndarray, np.ndarray]:

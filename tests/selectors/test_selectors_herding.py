@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from selectors_cases import RNG, evidence, points, room, rows, shuffled
+from selectors_cases import RNG, check_allowance, check_order, evidence, points, room, rows
 
 from backcast.errors import InputError
-from backcast.selectors import Allowance, Evidence, select
+from backcast.selectors import Evidence, select
 from backcast.selectors.greedy import Useful
 from backcast.selectors.methods.herding import Herding
 
@@ -58,10 +58,7 @@ def test_all_of_the_pool_has_its_mean() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_order_of_the_pool_does_not_matter(seed: int) -> None:
-    pool = evidence(200, d=16, seed=seed)
-    mine, theirs = (Herding().select(p, room(60, p), RNG) for p in (pool, shuffled(pool, seed)))
-    assert mine.rows.ids == theirs.rows.ids
-    np.testing.assert_array_equal(mine.gains, theirs.gains)
+    check_order(Herding(), seed)
 
 
 def test_harmful_rows_and_rows_without_direction_come_last() -> None:
@@ -77,14 +74,7 @@ def test_harmful_rows_and_rows_without_direction_come_last() -> None:
 
 
 def test_no_pick_breaks_the_allowance() -> None:
-    pool = evidence(150, d=6, seed=7)
-    costs = np.random.default_rng(0).integers(1, 40, 150).astype(float)
-    allowance = Allowance(costs, 300, pool.rows.sources, at_most={"a": 90})
-    chosen = Herding().select(pool, allowance, RNG)
-    assert costs[chosen.indices].sum() <= 300
-    assert costs[chosen.indices][[s == "a" for s in chosen.rows.sources]].sum() <= 90
-    assert len(set(chosen.indices.tolist())) == len(chosen)
-    assert not any(allowance.fits(j) for j in np.setdiff1d(np.arange(150), chosen.indices))
+    check_allowance(Herding())
 
 
 def test_a_quality_out_of_range_is_refused() -> None:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from selectors_cases import RNG, evidence, points, room, rows, scores, shuffled
+from selectors_cases import RNG, check_allowance, check_order, evidence, points, room, rows, scores
 
 from backcast.errors import InputError
-from backcast.selectors import Allowance, Evidence, select
+from backcast.selectors import Evidence, select
 from backcast.selectors.greedy import Useful
 from backcast.selectors.methods.k_center import KCenter
 
@@ -73,10 +73,7 @@ def test_the_radius_is_within_its_bound_of_the_best_set_of_all(seed: int, k: int
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_order_of_the_pool_does_not_matter(seed: int) -> None:
-    pool = evidence(200, d=16, seed=seed)
-    mine, theirs = (KCenter().select(p, room(60, p), RNG) for p in (pool, shuffled(pool, seed)))
-    assert mine.rows.ids == theirs.rows.ids
-    np.testing.assert_array_equal(mine.gains, theirs.gains)
+    check_order(KCenter(), seed)
 
 
 def test_copies_and_rows_without_direction_come_last() -> None:
@@ -99,14 +96,7 @@ def test_a_spoilt_outlier_is_no_centre() -> None:
 
 
 def test_no_pick_breaks_the_allowance() -> None:
-    pool = evidence(150, d=6, seed=7)
-    costs = np.random.default_rng(0).integers(1, 40, 150).astype(float)
-    allowance = Allowance(costs, 300, pool.rows.sources, at_most={"a": 90})
-    chosen = KCenter().select(pool, allowance, RNG)
-    assert costs[chosen.indices].sum() <= 300
-    assert costs[chosen.indices][[s == "a" for s in chosen.rows.sources]].sum() <= 90
-    assert len(set(chosen.indices.tolist())) == len(chosen)
-    assert not any(allowance.fits(j) for j in np.setdiff1d(np.arange(150), chosen.indices))
+    check_allowance(KCenter())
 
 
 PICKS = """

@@ -13,7 +13,8 @@ from selectors_cases import RNG, room, rows, scores, shuffled
 
 from backcast.errors import InputError
 from backcast.selectors import Evidence, select
-from backcast.selectors.methods.vote import COLUMNS, Vote, columns
+from backcast.selectors.evidence import COLUMNS, columns
+from backcast.selectors.methods.vote import Vote
 
 WEIGHTS = (0.1, 0.2, 0.3)  # of which the first two are the third, but not in floating point
 

@@ -6,18 +6,17 @@ Files are read with `ast` and never imported, so nothing in them runs.
 from __future__ import annotations
 
 import ast
-import gc
 import importlib.util
 import re
 import sysconfig
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from backcast.collector import no_cycle_collector
 from backcast.data.corpora.base import Corpus
 from backcast.data.examples import Examples
 from backcast.errors import InputError
@@ -121,7 +120,7 @@ def read_docstrings(roots: Mapping[str, Path]) -> list[Pair]:
     pairs: list[Pair] = []
     sentences: set[tuple[str, str]] = set()
     contents: set[tuple[str, str]] = set()
-    with progress("reading docstrings", len(files)) as advance, _no_cycle_collector():
+    with progress("reading docstrings", len(files)) as advance, no_cycle_collector():
         for source, file in files:
             for prompt, response in _file_pairs(file):
                 sentence, content = (source, _key(response)), (prompt, response)
@@ -131,18 +130,6 @@ def read_docstrings(roots: Mapping[str, Path]) -> list[Pair]:
                 contents.add(content)
             advance(1)
     return pairs
-
-
-@contextmanager
-def _no_cycle_collector() -> Iterator[None]:
-    """Syntax trees are millions of objects without a cycle; looking for some takes a third of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _draw(

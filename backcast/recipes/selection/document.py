@@ -13,16 +13,15 @@ import numpy as np
 
 from backcast.data import Example, Examples, Rows, conversation, split_names
 from backcast.data.images import open_image
-from backcast.errors import InputError
 from backcast.files import write_atomic
 from backcast.manifests import Manifest
 from backcast.progress import progress
-from backcast.recipes.selection.numbers import SAMPLE, histogram, nearness, sample
+from backcast.recipes.selection.numbers import SAMPLE, histogram, nearness
 from backcast.report import Figure, Report
 from backcast.report.choice import Choice, Cost, Gain, Gallery, Histogram, Mix, Row
 from backcast.report.pictures import side_by_side
 from backcast.selectors import Evidence
-from backcast.vectors import Features
+from backcast.vectors import Features, sample
 
 #: Groups of targets, at most, that get a histogram each; points of the summed gain; sources that are listed.
 GROUPS, POINTS, SOURCES = 6, 200, 20
@@ -51,16 +50,6 @@ class Beside:
     missing: tuple[str, ...] = ()
 
 
-def places(rows: Rows, manifest: Manifest) -> np.ndarray:
-    """(k,) the positions of the chosen rows, in rank order. Raises `InputError` where other examples are there."""
-    order = np.argsort(rows.rows, kind="stable")
-    found = order[np.searchsorted(rows.rows, manifest.rows, sorter=order).clip(max=len(order) - 1)]
-    for position, row, name in zip(found.tolist(), manifest.rows.tolist(), manifest.ids, strict=True):
-        if rows.rows[position] != row or rows.ids[position] != name:
-            raise InputError(f"row {row} is not the example that {manifest.path} names; see 'backcast check'")
-    return found
-
-
 # ------------------------------------------------------------------ the page
 
 
@@ -70,7 +59,7 @@ def selection_choice(manifest: Manifest, beside: Beside, folder: str | Path) -> 
     O(n m) for the scores of n rows for m targets; O(s k d) for the nearest chosen rows of s sampled ones. Rows are read
     by position, and never all at once.
     """
-    chosen = None if beside.pool is None else places(beside.pool, manifest)
+    chosen = None if beside.pool is None else manifest.positions(beside.pool)
     redundancy, coverage = (None, None)
     if beside.features is not None and chosen is not None:
         redundancy, coverage = nearness(beside.features, chosen)
@@ -261,7 +250,7 @@ def _costs(manifest: Manifest, examples: Examples | None) -> list[Cost]:
         return found
     with progress("characters", len(manifest)) as done:
         characters = 0
-        for position in places(examples.index, manifest).tolist():
+        for position in manifest.positions(examples.index).tolist():
             characters += _characters(examples[position])
             done(1)
     if not characters:

@@ -8,7 +8,7 @@ import numpy as np
 
 from backcast.progress import progress
 from backcast.report.choice import Histogram, Nearness, Summary
-from backcast.vectors import Features
+from backcast.vectors import Features, sample
 
 #: Rows, at most, that are asked for their nearest chosen one.
 SAMPLE = 2000
@@ -101,9 +101,3 @@ def nearest(
         np.maximum(covered, (rows @ others).max(axis=1), out=covered)
         done(len(block))
     return apart.clip(max=1), covered.clip(max=1)
-
-
-def sample(n: int, size: int, seed: int) -> np.ndarray:
-    """(min(n, size),) of n positions, rising; the same with any numpy."""
-    keys = np.random.PCG64(seed).random_raw(n)
-    return np.sort(np.argsort(keys, kind="stable")[:size])

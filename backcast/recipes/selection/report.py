@@ -14,7 +14,7 @@ from backcast.data import Examples, Rows, read_examples
 from backcast.errors import InputError
 from backcast.files import write_atomic
 from backcast.manifests import Manifest, meta_path
-from backcast.recipes.selection.document import Beside, places, selection_choice, selection_document
+from backcast.recipes.selection.document import Beside, selection_choice, selection_document
 from backcast.recipes.selection.one_shot import groups_of, read_targets
 from backcast.recipes.selection.run_config import RunConfig
 from backcast.report import render
@@ -133,7 +133,7 @@ def _scores(manifest: Manifest, run: RunConfig, place: str | Path, missing: list
             return Evidence.of(scores)
     evidence = Evidence.of(scores, groups=groups, weights=manifest.meta.get("weights", {}))
     told = [line["score"] for line in manifest.lines]
-    ours = evidence.mean[places(scores.train, manifest)]
+    ours = evidence.mean[manifest.positions(scores.train)]
     if None in told or not np.allclose(ours, told, rtol=1e-5, atol=1e-6 * np.abs(ours).max()):
         raise InputError(f"{place}: of the same examples, but not the scores that {manifest.path} tells")
     return evidence
@@ -160,7 +160,7 @@ def _store(manifest: Manifest, place: str | Path) -> SketchStore:
 def _examples(manifest: Manifest, place: str | Path) -> Examples:
     examples = read_examples(place, manifest.meta["dataset"]["columns"], skip_broken=True)
     try:
-        places(examples.index, manifest)
+        manifest.positions(examples.index)
     except InputError as error:
         raise InputError(f"{place}: {error}") from None
     return examples

@@ -11,8 +11,7 @@ from scipy.optimize import brentq
 from backcast.errors import InputError
 from backcast.selectors.allowance import Allowance
 from backcast.selectors.draws import exact_sum, gumbel, spread
-from backcast.selectors.evidence import Evidence
-from backcast.selectors.methods.vote import columns
+from backcast.selectors.evidence import Evidence, columns
 from backcast.selectors.selection import Selection
 
 #: The strongest tilt, as the square of η times the scores' standard deviation.

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from backcast.errors import InputError
 from backcast.selectors.allowance import Allowance
-from backcast.selectors.evidence import Evidence
+from backcast.selectors.evidence import Evidence, columns
 from backcast.selectors.selection import Selection
 from backcast.vectors import fixed
-
-#: Columns of scores brought together at once.
-COLUMNS = 16
 
 
 @dataclass(frozen=True)
@@ -58,9 +54,3 @@ class Vote:
             threshold = np.partition(scores, n - voters)[n - voters]
             votes += weight * (scores >= threshold)
         return fixed(votes, 40)
-
-
-def columns(matrix: np.ndarray) -> Iterator[np.ndarray]:
-    """The columns in order, each contiguous, of a matrix that may be a memory map: it is not read once a column."""
-    for start in range(0, matrix.shape[1], COLUMNS):
-        yield from np.ascontiguousarray(matrix[:, start : start + COLUMNS].T)
