@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 #: What is written beside the table of a sweep by modality.
 PLOT = "laws.png"
 
+#: What people see of the table.
+COLUMNS = ("selector", "budget", "n", "seed", "modality", "metric", "measure", "seconds")
+
 
 def run(
     model: Annotated[
@@ -47,7 +50,10 @@ def run(
     ] = None,
     sizes: Annotated[
         str | None,
-        typer.Option(metavar="N,N,...", help="With --by: counts, or percentages of the smallest class."),
+        typer.Option(
+            metavar="N,N,...",
+            help="Instead of SUBSET: random subsets of so many rows, counts or percentages; with --by of each class.",
+        ),
     ] = None,
     classes: Annotated[
         str | None, typer.Option(metavar="CLASS,...", help="With --by: some of image, text, mixed.")
@@ -60,8 +66,14 @@ def run(
         float, typer.Option("--learning-rate", "--lr", metavar="RATE", help="AdamW's, at its peak.")
     ] = 1e-3,
     workers: Annotated[
-        int | None, typer.Option(metavar="N", help="Processes; by default the cores.", min=1)
+        int | None,
+        typer.Option(
+            metavar="N", help="Runs at once; by default the cores, or what a GPU has room for.", min=1
+        ),
     ] = None,
+    on: Annotated[
+        str, typer.Option(metavar="PLACE", help="Where: processes, of this machine, or ray.")
+    ] = "processes",
     column: Columns = None,
     skip_broken: SkipBroken = False,
     json: Json = False,
@@ -71,7 +83,7 @@ def run(
     Further subsets of the same selector and size count as further seeds: random ones, drawn anew.
     """
     _check(by, subsets, parts, sizes, classes)
-    from backcast.finetune import FinetuneConfig, Run
+    from backcast.finetune import FinetuneConfig, Run, random_runs
     from backcast.finetune import sweep as run_all
 
     if not learning_rate > 0:
@@ -79,17 +91,19 @@ def run(
     pool, tested = (read(data, column, skip_broken) for data in (train, test))
     if parts and sizes:
         runs = _by_modality(pool, parts, sizes, classes, seeds)
+    elif sizes:
+        runs = random_runs(pool, _words(sizes), seeds, out / "subsets")
     else:
         runs = _on_subsets(pool, subsets or [], seeds)
     runs += [Run.on_all(pool, seed) for seed in range(seeds)] if full else []
     config = FinetuneConfig(steps=steps, batch_size=batch_size, learning_rate=learning_rate)
-    rows = run_all(model, pool, tested, runs, out, config=config, workers=workers)
+    rows = run_all(model, pool, tested, runs, out, config=config, workers=workers, on=on)
     results = out / "results.jsonl"
     found = _compare(rows, out / PLOT) if by else {}
     if json:
         show({"results": str(results), "rows": rows, **found}, True)
     else:
-        table(rows)
+        table([{name: row[name] for name in COLUMNS} for row in rows])
         print(f"\n{len(rows)} runs in {results}; next: backcast invert {results} --target ...")
         if found:
             _print(found)
@@ -104,11 +118,15 @@ def _check(
 ) -> None:
     """Refuse options that do not go together."""
     if by is None:
-        for name, value in (("--parts", parts), ("--sizes", sizes), ("--classes", classes)):
+        for name, value in (("--parts", parts), ("--classes", classes)):
             if value is not None:
                 raise InputError(f"{name} {value}: it goes with --by modality")
-        if not subsets:
-            raise InputError("Missing argument 'SUBSET': give manifests, or --by modality (see --help)")
+        if sizes and subsets:
+            raise InputError(f"{subsets[0]}: --sizes draws its own subsets; leave SUBSET or --sizes out")
+        if not sizes and not subsets:
+            raise InputError(
+                "Missing argument 'SUBSET': give manifests, --sizes or --by modality (see --help)"
+            )
         return
     if by != "modality":
         raise InputError(f"--by {by}: the only one there is is --by modality")

@@ -11,7 +11,7 @@ import numpy as np
 
 from backcast.data import Examples
 from backcast.errors import InputError
-from backcast.finetune.sweep import Run
+from backcast.finetune.runs import Run
 from backcast.multimodal.parts import Parts
 from backcast.scaling import Law, fit_law
 from backcast.selectors import parse_budget, select

@@ -1,68 +1,29 @@
-"""Fine-tunes on many subsets, in processes, each run kept as soon as it is done."""
+"""Fine-tunes on many subsets, in processes or on Ray, each run kept as soon as it is done."""
 
 from __future__ import annotations
 
 import json
-import math
-import multiprocessing
-import os
-import signal
-import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 
 from backcast.attribution import Checkpoint
 from backcast.attribution.collect import visiting
 from backcast.data import Examples
 from backcast.errors import InputError
 from backcast.files import read_json, sha256, sha256_file, write_atomic, write_json
-from backcast.finetune.train import FinetuneConfig, finetune
-from backcast.manifests import Manifest
+from backcast.finetune.places import Place, Processes, Ray, outcomes
+from backcast.finetune.runs import Outcome, Run
+from backcast.finetune.train import FinetuneConfig
+from backcast.finetune.worker import Setup, make
+from backcast.manifests.manifest import portable_path
 from backcast.multimodal import check_same_kind, load_task
-from backcast.progress import progress, silence
+from backcast.progress import progress
 
-
-@dataclass(frozen=True)
-class Run:
-    """One fine-tune to make: on which examples, and with which seed.
-
-    Attributes:
-        selector, budget: what chose the examples, for the table of results.
-        rows: positions in the pool.
-        seed: of the batches' order and dropout.
-        modality: what drives the scores of all of its rows, where that is known: image, text or mixed; for the table.
-    """
-
-    selector: str
-    budget: str
-    rows: tuple[int, ...]
-    seed: int
-    modality: str | None = None
-
-    @classmethod
-    def on_subset(cls, manifest: Manifest, pool: Examples, seed: int) -> Run:
-        """A run on a manifest's rows; raises `InputError` when they are not the pool's."""
-        try:
-            rows = manifest.positions(pool.index).tolist()
-        except InputError:
-            raise InputError(
-                f"{manifest.path}: does not fit {pool.dataset or 'its pool'}; see 'backcast check'"
-            ) from None
-        asked = manifest.meta["budget"]["asked"]
-        return cls(manifest.meta["selector"]["method"], str(asked), tuple(rows), seed)
-
-    @classmethod
-    def on_all(cls, pool: Examples, seed: int) -> Run:
-        """A run on the whole pool, named ``full``."""
-        return cls("full", "100%", tuple(range(len(pool))), seed)
+#: Where runs can be made.
+PLACES: dict[str, Callable[[Setup], Place]] = {"processes": Processes, "ray": Ray}
 
 
 def sweep(
@@ -75,139 +36,149 @@ def sweep(
     config: FinetuneConfig | None = None,
     start: Checkpoint | None = None,
     workers: int | None = None,
+    on: str = "processes",
 ) -> list[dict[str, Any]]:
     """Fine-tune once for each run and measure it on ``test``; finished runs are kept and never made again.
 
-    A run is kept under the hash of all that it depends on, so that a sweep with more budgets or seeds adds to the
-    folder. The runs go to worker processes of one thread each; a script that calls this needs the usual
-    ``if __name__ == "__main__":``.
+    A run is kept under the hash of all that it depends on, none of it a place, so that a sweep with more budgets or
+    seeds adds to the folder, and a folder that was moved resumes. A run that fails does not stop the others; the same
+    call makes it again.
+
+    The runs go to processes, between which the threads of this one are split; a script that calls this needs the
+    usual ``if __name__ == "__main__":``. On a GPU the largest run goes first, alone, and as many as its peak leaves
+    room for share the GPU after it. A run that ran out of memory, or whose process died, is made once more, alone.
 
     Args:
         model: what to fine-tune, as `load_task` takes it.
         pool: the examples that the runs' rows refer to.
         test: what every run is measured on, by the task's metric.
         runs: see `Run`.
-        out: a folder; ``results.jsonl`` in it is the table.
+        out: a folder; ``results.jsonl`` in it is the table, and ``runs/`` has a file for each finished run: its
+            row, and its versions, configuration and, without a manifest, the rows of the pool.
         config: how each fine-tune runs.
         start: weights to start from instead of the model's own.
-        workers: processes; by default the number of cores, or one where there is a GPU.
+        workers: runs at once, at most; by default one a core.
+        on: ``"processes"`` of this machine, or ``"ray"``: see `Ray`.
 
     Returns:
-        The table: for each run selector, budget, n, seed, modality, metric, seconds, and measure, the metric's name.
+        The table: for each run selector, budget, n, seed, modality, manifest (relative to ``out`` where it lies near)
+        and its hash, metric, measure (the metric's name), seconds, device, state and the run's file.
 
     Raises:
-        InputError: a model or data that do not fit, a run that diverges, or a worker process that was killed.
+        InputError: a model or data that do not fit; a folder whose runs were made with others; or, when all runs are
+            through and the table is written, runs that failed.
     """
     if not runs:
         raise InputError("nothing to sweep: there are no runs; give at least one subset")
+    if on not in PLACES:
+        raise InputError(f"on={on!r}: runs can be made on {' or '.join(PLACES)}")
     check_same_kind(pool, test)
     out = Path(out)
     config = config or FinetuneConfig()
-    common = [
-        _identity(model),
-        _identity(start.path) if start else None,
-        pool.index.fingerprint,
-        test.index.fingerprint,
-        config.model_dump(),
-    ]
-    files = [out / "runs" / f"{sha256(json.dumps([*common, r.rows, r.seed]))[:16]}.json" for r in runs]
-    todo = {file: run for file, run in zip(files, runs, strict=True) if not file.is_file()}
-    with progress(f"fine-tunes ({len(files) - len(todo)} of {len(files)} already made)", len(todo)) as done:
-        for file, measured in _measure(model, start, pool, test, config, todo, workers):
-            write_json(file, measured)
-            done(1)
-    rows = [
-        {
-            "selector": r.selector,
-            "budget": r.budget,
-            "n": len(r.rows),
-            "seed": r.seed,
-            "modality": r.modality,
-            **read_json(file),
-        }
-        for r, file in zip(runs, files, strict=True)
-    ]
+    data = {
+        "model": _identity(model),
+        "start": _identity(start.path) if start else None,
+        "pool": pool.index.fingerprint,
+        "test": test.index.fingerprint,
+    }
+    settings = config.model_dump()
+    _check_same(out, data, settings)
+    common = [*data.values(), settings]
+    files = [f"runs/{sha256(json.dumps([*common, r.rows, r.seed]))[:16]}.json" for r in runs]
+    todo = {file: run for file, run in zip(files, runs, strict=True) if not (out / file).is_file()}
+    errors: dict[str, str] = {}
+    if todo:
+        setup = Setup(sha256(json.dumps(common)), model, start, pool, test, config)
+        place = PLACES[on](setup)
+        # Here once, for the message: an error in a worker's start only says that the worker died.
+        with visiting(load_task(model, pool)[0], start):
+            pass
+        torch.cuda.empty_cache()
+        write_json(out / "sweep.json", {"data": data, "config": settings})
+        errors = _make(
+            todo, setup, place, workers, out, f"{len(files) - len(todo)} of {len(files)} already made"
+        )
+    rows = [_row(run, file, errors.get(file), out) for run, file in zip(runs, files, strict=True)]
     write_atomic(out / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    if errors:
+        run, error = next((run, errors[file]) for file, run in todo.items() if file in errors)
+        raise InputError(
+            f"{run}: {error} ({len(errors)} of {len(files)} runs failed; the others are kept, and the same sweep "
+            "makes these again)"
+        )
     return rows
 
 
-def _measure(
-    model: str,
-    start: Checkpoint | None,
-    pool: Examples,
-    test: Examples,
-    config: FinetuneConfig,
-    todo: dict[Path, Run],
-    workers: int | None,
-) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """(file, result) of each run, as they finish."""
-    if not todo:
+def _make(
+    todo: Mapping[str, Run], setup: Setup, place: Place, workers: int | None, out: Path, already: str
+) -> dict[str, str]:
+    """Make the runs and write the files of those that finish; file → why, of the others."""
+    errors = {}
+    names = {run: file for file, run in todo.items()}
+    with progress(f"fine-tunes ({already})", len(names)) as done:
+        for run, outcome in outcomes(list(names), place, make, workers):
+            if outcome.error is None:
+                write_json(out / names[run], _kept(run, outcome, setup, out))
+            else:
+                errors[names[run]] = outcome.error
+            done(1)
+    return errors
+
+
+def _check_same(out: Path, data: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Refuse a folder whose runs were made with something else."""
+    kept = out / "sweep.json"
+    if not kept.is_file() or not any(out.glob("runs/*.json")):
         return
-    # Here once, for the message: an error in a worker's start only says that the worker died.
-    with visiting(load_task(model, pool)[0], start):
-        pass
-    most = 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0))
-    executor = ProcessPoolExecutor(
-        max_workers=min(workers or most, len(todo)),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_Worker.start,
-        initargs=(model, start, pool, test, config),
-    )
-    try:
-        files = {executor.submit(_Worker.run, run): file for file, run in todo.items()}
-        for future in as_completed(files):
-            yield files[future], future.result()
-    except BrokenProcessPool:
+    before = read_json(kept)
+    changed = [f"another {name}" for name, value in data.items() if before["data"][name] != value]
+    changed += [
+        f"{name} {before['config'].get(name)}, not {value}"
+        for name, value in config.items()
+        if before["config"].get(name) != value
+    ]
+    if changed:
         raise InputError(
-            "a worker process died, most often for want of memory; sweep with fewer workers, finished runs are kept"
-        ) from None
-    finally:
-        executor.shutdown(cancel_futures=True)
+            f"{out}: its runs were made with {'; '.join(changed)}; give what they were made with, or another folder"
+        )
 
 
-class _Worker:
-    """What a worker process holds between runs."""
+def _described(run: Run, out: Path) -> dict[str, Any]:
+    manifest = run.manifest and portable_path(str(Path(run.manifest).resolve()), out.resolve())
+    return {
+        "selector": run.selector,
+        "budget": run.budget,
+        "n": len(run.rows),
+        "seed": run.seed,
+        "modality": run.modality,
+        "manifest": manifest,
+        "manifest_sha256": run.manifest_sha256,
+    }
 
-    here: _Worker
 
-    def __init__(
-        self, model: str, start: Checkpoint | None, pool: Examples, test: Examples, config: FinetuneConfig
-    ) -> None:
-        self.model, self.task = load_task(model, pool)
-        self.pool, self.test, self.config = pool, test, config
-        with visiting(self.model, start):
-            self.weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+def _kept(run: Run, outcome: Outcome, setup: Setup, out: Path) -> dict[str, Any]:
+    """What a finished run's file says; the rows, where there is no manifest to say them and they are not all."""
+    return {
+        **_described(run, out),
+        "rows": None if run.manifest or len(run.rows) == len(setup.pool) else list(run.rows),
+        "metric": outcome.metric,
+        "measure": outcome.measure,
+        "seconds": outcome.seconds,
+        "device": outcome.device,
+        "threads": outcome.threads,
+        "versions": outcome.versions,
+        "config": setup.config.model_dump(),
+    }
 
-    @classmethod
-    def start(cls, *args: Any) -> None:
-        # One thread each: spinning threads of several processes on the same cores are many times slower.
-        torch.set_num_threads(1)
-        threadpool_limits(1)
-        silence()
-        # An interrupted sweep's workers end at once, without a word.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-        cls.here = cls(*args)
 
-    @staticmethod
-    def run(run: Run) -> dict[str, Any]:
-        self = _Worker.here
-        began = time.perf_counter()
-        self.model.load_state_dict(self.weights)
-        try:
-            finetune(self.model, self.task, self.pool[np.array(run.rows)], self.config, run.seed)
-            value = self.task.evaluate(self.model, self.test)
-            if not math.isfinite(value):
-                raise InputError(
-                    f"the model's {self.task.metric} is {value} in the end; lower the learning rate"
-                )
-        except InputError as error:
-            raise InputError(f"{run.selector}, {run.budget}, seed {run.seed}: {error}") from None
-        return {
-            "metric": value,
-            "measure": self.task.metric,
-            "seconds": round(time.perf_counter() - began, 3),
-        }
+def _row(run: Run, file: str, error: str | None, out: Path) -> dict[str, Any]:
+    """A run's row of the table; what it is called is this sweep's, what came of it is its file's."""
+    kept = {} if error else read_json(out / file)
+    return {
+        **_described(run, out),
+        **{name: kept.get(name) for name in ("metric", "measure", "seconds", "device")},
+        **({"state": "failed", "error": error} if error else {"state": "finished", "file": file}),
+    }
 
 
 def _identity(place: str) -> Any:

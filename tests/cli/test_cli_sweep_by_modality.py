@@ -92,9 +92,9 @@ def test_words_that_do_not_go_together(backcast, images, parts, tmp_path):
     by = ["--by", "modality"]
     given = ["--parts", parts, "--sizes", "3,6"]
     cases: list[tuple[list[object], str]] = [
-        ([], "Missing argument 'SUBSET': give manifests, or --by modality (see --help)"),
+        ([], "Missing argument 'SUBSET': give manifests, --sizes or --by modality (see --help)"),
         ([subset, "--parts", parts], f"--parts {parts}: it goes with --by modality"),
-        ([subset, "--sizes", "5"], "--sizes 5: it goes with --by modality"),
+        ([subset, "--sizes", "5"], f"{subset}: --sizes draws its own subsets; leave SUBSET or --sizes out"),
         ([subset, "--classes", "image"], "--classes image: it goes with --by modality"),
         ([subset, *by, *given], f"{subset}: --by modality draws its own subsets"),
         (["--by", "length", *given], "--by length: the only one there is is --by modality"),

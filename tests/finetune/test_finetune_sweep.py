@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import platform
 import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from backcast.attribution import Checkpoint
@@ -20,10 +24,11 @@ from backcast.attribution.collect import visiting
 from backcast.data import Examples
 from backcast.data.corpora import DigitsSizes, digits_corpus
 from backcast.errors import InputError
-from backcast.files import sha256, sha256_file
+from backcast.files import read_json, sha256, sha256_file, write_json
 from backcast.finetune import FinetuneConfig, Run, finetune, sweep
 from backcast.multimodal import load_task
 from backcast.multimodal.mini_clip import write_mini_clip
+from backcast.scaling import read_results
 from backcast.selectors import select
 
 CONFIG = FinetuneConfig(steps=3, batch_size=8, learning_rate=1e-2, warmup_steps=1)
@@ -54,6 +59,14 @@ def here(model: str, start: Checkpoint | None, corpus, run: Run) -> float:
     with visiting(network, start):
         finetune(network, task, corpus.pool[list(run.rows)], CONFIG, run.seed)
         return task.evaluate(network, corpus.test)
+
+
+def table(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+def three() -> int:
+    return 3
 
 
 def files(out: Path) -> dict[str, int]:
@@ -87,20 +100,20 @@ def test_two_workers_find_what_one_process_finds(finished, corpus, model, start)
     assert {r["measure"] for r in finished.rows} == {"retrieval@1"}
     # With three runs for two workers, one of them made a second run: it must have started from the same weights.
     assert [r["metric"] for r in finished.rows] == [here(model, start, corpus, run) for run in finished.runs]
-    table = (finished.out / "results.jsonl").read_text()
-    assert [json.loads(line) for line in table.splitlines()] == finished.rows
+    assert table(finished.out) == finished.rows
 
 
-def test_a_finished_run_is_never_made_again(finished, corpus, model, start, tmp_path):
+def test_a_finished_run_is_never_made_again(finished, corpus, model, start, tmp_path, monkeypatch):
     out = Path(shutil.copytree(finished.out, tmp_path / "out"))
-    made, table = files(out), (out / "results.jsonl").read_bytes()
+    made, written = files(out), (out / "results.jsonl").read_bytes()
     args = {"config": CONFIG, "start": start, "workers": 1}
     assert len(made) == 3
     assert sweep(model, corpus.pool, corpus.test, finished.runs, out, **args) == finished.rows
     assert files(out) == made
-    assert (out / "results.jsonl").read_bytes() == table
+    assert (out / "results.jsonl").read_bytes() == written
 
-    # One is lost and one is new: two are made.
+    # One is lost and one is new: two are made. A lone worker has all the threads.
+    monkeypatch.setattr(torch, "get_num_threads", three)
     lost = min(made)
     (out / "runs" / lost).unlink()
     more = [*finished.runs, replace(finished.runs[0], seed=2)]
@@ -108,7 +121,9 @@ def test_a_finished_run_is_never_made_again(finished, corpus, model, start, tmp_
     assert [r["metric"] for r in rows[:3]] == [r["metric"] for r in finished.rows]
     after = files(out)
     assert len(after) == 4
-    assert [name for name in made if after[name] != made[name]] == [lost]
+    again = [name for name in after if after[name] != made.get(name)]
+    assert lost in again
+    assert [read_json(out / "runs" / name)["threads"] for name in again] == [3, 3]
 
 
 @contextmanager
@@ -130,13 +145,37 @@ def no_worker_survives() -> Iterator[None]:
         killer.join()
 
 
-@pytest.mark.parametrize("what", ["nothing", "weights", "start", "pool", "test", "config", "rows", "seed"])
-def test_a_run_is_told_apart_by_all_that_it_depends_on(what, finished, corpus, model, start, tmp_path):
+@pytest.mark.parametrize("what", ["nothing", "rows", "seed"])
+def test_a_run_is_told_apart_by_its_rows_and_its_seed(what, finished, corpus, model, start, tmp_path):
     """With one of them changed a finished run is not found, and a worker starts."""
     out = Path(shutil.copytree(finished.out, tmp_path / "out"))
     folder = Path(shutil.copytree(model, tmp_path / "elsewhere"))
-    pool, test, config, (run, *_) = corpus.pool, corpus.test, CONFIG, finished.runs
-    if what == "weights":
+    run = finished.runs[0]
+    if what == "rows":
+        run = replace(run, rows=run.rows[::-1])
+    elif what == "seed":
+        run = replace(run, seed=9)
+
+    args: dict[str, Any] = {"config": CONFIG, "start": start, "workers": 1}
+    with no_worker_survives():
+        if what == "nothing":  # not even the folder's place matters, only what is in it
+            rows = sweep(str(folder), corpus.pool, corpus.test, [run], out, **args)
+            assert rows == finished.rows[:1]
+        else:
+            message = rf"^top_k, 12, seed {run.seed}: its process died, most often for want of memory"
+            with pytest.raises(InputError, match=message):
+                sweep(str(folder), corpus.pool, corpus.test, [run], out, **args)
+            (row,) = table(out)
+            assert (row["state"], row["metric"]) == ("failed", None)
+    assert files(out) == files(finished.out)
+
+
+@pytest.mark.parametrize("what", ["model", "start", "pool", "test", "steps 3, not 4"])
+def test_a_folder_of_other_runs_is_refused(what, finished, corpus, model, start, tmp_path):
+    out = Path(shutil.copytree(finished.out, tmp_path / "out"))
+    folder = Path(shutil.copytree(model, tmp_path / "elsewhere"))
+    pool, test, config = corpus.pool, corpus.test, CONFIG
+    if what == "model":
         weights = load_file(folder / "open_clip_model.safetensors")
         save_file({k: v * 1.5 for k, v in weights.items()}, folder / "open_clip_model.safetensors")
     elif what == "start":
@@ -147,31 +186,47 @@ def test_a_run_is_told_apart_by_all_that_it_depends_on(what, finished, corpus, m
         pool = pool[:39]
     elif what == "test":
         test = test[1:]
-    elif what == "config":
-        config = config.model_copy(update={"weight_decay": 0.1})
-    elif what == "rows":
-        run = replace(run, rows=run.rows[::-1])
-    elif what == "seed":
-        run = replace(run, seed=9)
-
-    with no_worker_survives():
-        if what == "nothing":  # not even the folder's place matters, only what is in it
-            rows = sweep(str(folder), pool, test, [run], out, config=config, start=start, workers=1)
-            assert rows == finished.rows[:1]
-        else:
-            with pytest.raises(
-                InputError, match=r"a worker process died.*fewer workers, finished runs are kept"
-            ):
-                sweep(str(folder), pool, test, [run], out, config=config, start=start, workers=1)
-    assert files(out) == files(finished.out)
+    else:
+        config = config.model_copy(update={"steps": 4})
+    other = what if " " in what else f"another {what}"
+    before = {path: path.read_bytes() for path in out.rglob("*.json*")}
+    with pytest.raises(
+        InputError,
+        match=rf"^{out}: its runs were made with {other}; give what they were made with, or another",
+    ):
+        sweep(str(folder), pool, test, finished.runs, out, config=config, start=start, workers=1)
+    assert {path: path.read_bytes() for path in out.rglob("*.json*")} == before
 
 
-def test_a_run_that_explodes_is_named(corpus, model, tmp_path):
-    config = CONFIG.model_copy(update={"learning_rate": 1e30, "steps": 20})
-    runs = [Run("top_k", "25%", tuple(range(10)), 7)]
-    with pytest.raises(InputError, match=r"^top_k, 25%, seed 7: the loss is (nan|inf) at step \d+; lower"):
-        sweep(model, corpus.pool, corpus.test, runs, tmp_path / "out", config=config, workers=1)
-    assert not (tmp_path / "out").exists()
+def test_a_folder_without_finished_runs_takes_other_settings(finished, corpus, model, start, tmp_path):
+    """After a sweep in which all failed; the runs of another are then found by what they depend on."""
+    out = Path(shutil.copytree(finished.out, tmp_path / "out"))
+    write_json(out / "sweep.json", {"data": {}, "config": {}})
+    shutil.move(out / "runs", tmp_path / "runs")
+    with no_worker_survives(), pytest.raises(InputError, match="its process died"):
+        sweep(model, corpus.pool, corpus.test, finished.runs[:1], out, config=CONFIG, start=start, workers=1)
+    shutil.move(tmp_path / "runs", out / "runs")
+    rows = sweep(model, corpus.pool, corpus.test, finished.runs, out, config=CONFIG, start=start)
+    assert rows == finished.rows
+
+
+def test_a_finished_run_keeps_what_made_it(finished):
+    """Beside its row: the versions, the configuration and, as there are no manifests, the examples."""
+    for row, rows in zip(finished.rows, [list(range(0, 24, 2))] * 2 + [None], strict=True):
+        kept = read_json(finished.out / row["file"])
+        assert {name: kept.pop(name) for name in row.keys() & kept.keys()} == {
+            name: value for name, value in row.items() if name not in ("state", "file")
+        }
+        assert kept.pop("config") == CONFIG.model_dump()
+        assert kept.pop("rows") == rows
+        assert kept.pop("threads") == max(1, torch.get_num_threads() // 2)
+        found = kept.pop("versions")
+        assert found.keys() == {"python", "backcast", "torch", "transformers", "numpy"}
+        assert (found["python"], found["numpy"]) == (platform.python_version(), np.__version__)
+        assert torch.__version__.split("+")[0] == found["torch"].split("+")[0]
+        assert not kept
+        assert row["seconds"] > 0
+        assert row["device"] == (torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu")
 
 
 def test_a_runs_file_is_named_by_the_hash_of_all_that_it_depends_on(finished, corpus, model, start):
@@ -192,6 +247,48 @@ def test_a_modality_is_a_column_and_no_reason_to_run_again(finished, corpus, mod
     assert [row["modality"] for row in finished.rows] == [None, None, None]
 
 
+# ------------------------------------------------------------------ runs that fail
+
+
+def test_failed_runs_leave_the_others_alone(finished, corpus, model, start, tmp_path):
+    """The table holds all, the law reads the finished ones, and the same sweep makes the failed ones again."""
+    out = Path(shutil.copytree(finished.out, tmp_path / "out"))
+    empty, beyond, lost = Run("top_k", "0", (), 0), Run("top_k", "1", (10**6,), 0), finished.runs[0]
+    (out / finished.rows[0]["file"]).unlink()
+    args: dict[str, Any] = {"config": CONFIG, "start": start, "workers": 1}
+    with pytest.raises(
+        InputError,
+        match=r"^top_k, 0, seed 0: nothing to train on.* \(2 of 3 runs failed; the others are kept",
+    ):
+        sweep(model, corpus.pool, corpus.test, [empty, beyond, lost], out, **args)
+    rows = table(out)
+    assert [(row["state"], row["n"]) for row in rows] == [("failed", 0), ("failed", 1), ("finished", 12)]
+    assert rows[1]["error"].startswith("IndexError: ")
+    assert rows[2]["metric"] == finished.rows[0]["metric"]
+    assert [run.value for run in read_results(out)] == [rows[2]["metric"]]
+    assert len(files(out)) == 3
+    with no_worker_survives():
+        assert sweep(model, corpus.pool, corpus.test, [lost], out, **args) == rows[2:]
+
+
+# ------------------------------------------------------------------ where they are made
+
+
+def test_ray_makes_the_same_runs(finished, corpus, model, start, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    args: dict[str, Any] = {"config": CONFIG, "start": start, "on": "ray"}
+    rows = sweep(model, corpus.pool, corpus.test, finished.runs, tmp_path / "out", **args)
+    assert [row["metric"] for row in rows] == [row["metric"] for row in finished.rows]
+
+
+@pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
+def test_without_ray_it_is_named(corpus, model, tmp_path):
+    runs = [Run.on_all(corpus.pool, 0)]
+    with pytest.raises(InputError, match=r"Ray is not installed.*pip install 'backcast\[ray\]'"):
+        sweep(model, corpus.pool, corpus.test, runs, tmp_path / "out", on="ray")
+    assert not (tmp_path / "out").exists()
+
+
 # ------------------------------------------------------------------ found before any worker starts
 
 
@@ -207,6 +304,7 @@ def test_bad_input_starts_no_worker(corpus, model, start, tmp_path):
             {"start": replace(start, path="gone.safetensors")},
         ),
         (r"gone: not a folder", ("gone", pool, test, runs), {}),
+        (r"on='moon': runs can be made on processes or ray", (model, pool, test, runs), {"on": "moon"}),
     ]
     for message, given, options in cases:
         with pytest.raises(InputError, match=message):
@@ -220,6 +318,8 @@ def test_a_run_of_a_manifest_is_its_rows(corpus, tmp_path):
     manifest = select(pool.index, "25%", "random", 5).save(tmp_path / "subset.jsonl")
     run = Run.on_subset(manifest, pool, seed=3)
     assert (run.selector, run.budget, run.seed) == ("random", "25%", 3)
+    path = tmp_path / "subset.jsonl"
+    assert (run.manifest, run.manifest_sha256) == (str(path), sha256_file(path))
     assert tuple(pool[i].id for i in run.rows) == manifest.ids
     # The same examples at other places: a part of the pool, in another order.
     rows = sorted(run.rows, reverse=True)
