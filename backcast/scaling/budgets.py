@@ -11,17 +11,25 @@ import numpy as np
 
 from backcast.scaling.table import Observation
 
+#: Curves of more sizes than this are brought together into about as many stretches of log n.
+MOST = 24
+
 
 @dataclass(frozen=True)
 class Budgets:
     """K distinct n in rising order, oriented so that lower is better.
 
+    A curve that was measured at hundreds of sizes is put together by stretches of log n, each one budget at its runs'
+    mean n and value: the law sees no more in them one by one. The first and the last size stay what they are.
+
     Attributes:
         n: (K,).
         mean: (K,) the runs' mean value.
         count: (K,) runs.
-        scatter: (K,) sums of squares around the mean.
-        se: (K,) the given standard error where there is one run; else 0, as the runs' scatter shows the noise.
+        scatter: (K,) sums of squares around the mean, or, in a stretch, around its trend.
+        free: (K,) degrees of freedom of ``scatter``.
+        se: (K,) the given standard error where an n has one run, a stretch's root mean square; else 0, as the runs'
+            scatter shows the noise.
         best: the metric's best value, -inf when unbounded.
     """
 
@@ -29,26 +37,33 @@ class Budgets:
     mean: np.ndarray
     count: np.ndarray
     scatter: np.ndarray
+    free: np.ndarray
     se: np.ndarray
     best: float
 
     @classmethod
     def of(cls, runs: Sequence[Observation], sign: float, best: float) -> Budgets:
         """``sign`` turns the metric so that lower is better; ``best`` is turned already."""
-        runs = sorted(
-            runs, key=lambda run: (run.n, run.value)
-        )  # sums in an order that is the table's no more
-        n, place = np.unique([run.n for run in runs], return_inverse=True)
-        y = sign * np.array([run.value for run in runs])
+        # Sums in an order that is the table's no more.
+        runs = sorted(runs, key=lambda run: (run.n, sign * run.value))
+        log_n, y = np.log([run.n for run in runs]), sign * np.array([run.value for run in runs])
+        se = np.array([run.se or 0.0 for run in runs])
+        place = _places(log_n)
         count = np.bincount(place)
-        mean = np.bincount(place, y) / count
-        se = np.bincount(place, [run.se or 0.0 for run in runs])
+        middle, mean = np.bincount(place, log_n) / count, np.bincount(place, y) / count
+        x, r = log_n - middle[place], y - mean[place]
+        steep = np.bincount(place, x * x)
+        slope = np.bincount(place, x * r) / np.where(steep > 0, steep, 1.0)
+        same = np.isclose(steep, 0.0, atol=1e-12)
+        first = np.unique(place, return_index=True)[1]
+        n = np.where(same, np.array([run.n for run in runs])[first], np.exp(middle))
         return cls(
             n=n,
             mean=mean,
             count=count,
-            scatter=np.bincount(place, (y - mean[place]) ** 2),
-            se=np.where(count == 1, se, 0.0),
+            scatter=np.bincount(place, (r - slope[place] * x) ** 2),
+            free=np.maximum(count - np.where(same, 1, 2), 0),
+            se=np.where(same & (count > 1), 0.0, np.sqrt(np.bincount(place, se**2) / count)),
             best=best,
         )
 
@@ -62,7 +77,7 @@ class Budgets:
     @property
     def freedom(self) -> int:
         """Degrees of freedom of `seed_noise`."""
-        return int((self.count - 1).sum())
+        return int(self.free.sum())
 
     @cached_property
     def seed_noise(self) -> float:
@@ -110,3 +125,14 @@ class Budgets:
         else:
             noise = self.spread / 4
         return (int(i), int(j)) if worse[i, j] > noise else None
+
+
+def _places(log_n: np.ndarray) -> np.ndarray:
+    """(R,) which budget each of the runs, in rising order, belongs to."""
+    sizes, place = np.unique(log_n, return_inverse=True)
+    if len(sizes) <= MOST:
+        return place
+    share = (sizes - sizes[0]) / (sizes[-1] - sizes[0])
+    stretch = 1 + np.floor((MOST - 2) * share).astype(int)
+    stretch[0], stretch[-1] = 0, MOST
+    return np.unique(stretch, return_inverse=True)[1][place]

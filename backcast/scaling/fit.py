@@ -10,9 +10,10 @@ from backcast.errors import InputError
 from backcast.scaling.budgets import Budgets
 from backcast.scaling.law import Law
 from backcast.scaling.laws import LAWS
-from backcast.scaling.posterior import fit_form
+from backcast.scaling.posterior import Posterior, fit_form
 from backcast.scaling.stacking import stack
 from backcast.scaling.table import Observation, Table, observations
+from backcast.scaling.trend import Trend, fit_trend
 
 UNBOUNDED = (-math.inf, math.inf)
 
@@ -100,11 +101,11 @@ def _fit(
         )
     sign = -1.0 if higher_is_better else 1.0
     budgets = Budgets.of(runs, sign, best=min(sign * bounds[0], sign * bounds[1]))
-    posteriors = [fit_form(LAWS[name], budgets) for name in laws]
-    weights = stack([p.scores for p in posteriors], [p.log_evidence for p in posteriors])
-    return Law(
-        budgets, posteriors, dict(zip(laws, weights.tolist(), strict=True)), higher_is_better, bounds, group
-    )
+    posteriors, trend = [fit_form(LAWS[name], budgets) for name in laws], fit_trend(budgets)
+    parts: list[Posterior | Trend] = [*posteriors, trend]
+    weights = stack([p.scores for p in parts], [p.log_evidence for p in parts])
+    named = dict(zip([p.name for p in parts], weights.tolist(), strict=True))
+    return Law(budgets, posteriors, trend, named, higher_is_better, bounds, group)
 
 
 def _checked(bounds: tuple[float, float] | None, runs: Sequence[Observation]) -> tuple[float, float]:

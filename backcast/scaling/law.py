@@ -14,6 +14,7 @@ from backcast.errors import InputError
 from backcast.scaling.budgets import Budgets
 from backcast.scaling.inversion import Inversion
 from backcast.scaling.posterior import Posterior
+from backcast.scaling.trend import Trend
 
 #: Curves drawn from all forms together.
 DRAWS = 2000
@@ -21,6 +22,8 @@ DRAWS = 2000
 HORIZON = 1e6
 #: How far below the smallest budget n* is still looked for.
 BELOW = 1e-3
+#: How far past the data, in log n, a target is looked for finely.
+NEAR = 3.0
 #: For budgets that show no progress at all, the chance that progress starts past them, anywhere up to the horizon.
 TAKE_OFF = 0.5
 #: Above this potential scale reduction the sampler is said not to have converged.
@@ -53,7 +56,8 @@ class Law:
     Attributes:
         budgets: the table's runs put together by n, lower being better.
         posteriors: one a form.
-        weights: each form's share, by name; they add up to 1.
+        trend: the curve without a form.
+        weights: each one's share, by name; they add up to 1.
         higher_is_better: the metric's direction.
         bounds: its range.
         group: which of the table's curves this is; empty when there was one.
@@ -61,6 +65,7 @@ class Law:
 
     budgets: Budgets
     posteriors: Sequence[Posterior]
+    trend: Trend
     weights: Mapping[str, float]
     higher_is_better: bool
     bounds: tuple[float, float]
@@ -70,14 +75,18 @@ class Law:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_sign", -1.0 if self.higher_is_better else 1.0)
 
+    @property
+    def parts(self) -> list[Posterior | Trend]:
+        """The forms' posteriors and the trend."""
+        return [*self.posteriors, self.trend]
+
     @cached_property
-    def draws(self) -> list[Posterior]:
-        """About `DRAWS` equally likely curves, each form's in proportion to its weight."""
-        counts = {name: round(DRAWS * weight) for name, weight in self.weights.items()}
+    def draws(self) -> list[Posterior | Trend]:
+        """About `DRAWS` equally likely curves, each part's in proportion to its weight."""
         return [
-            p.take(np.arange(count) * len(p.x) // count)
-            for p in self.posteriors
-            if (count := counts[p.model.form.name])
+            part.take(np.arange(count) * len(part) // count)
+            for part in self.parts
+            if (count := round(DRAWS * self.weights[part.name]))
         ]
 
     def curves(self, n: Any) -> np.ndarray:
@@ -132,7 +141,10 @@ class Law:
         """(S,) n* of every drawn curve; inf where it never meets the target."""
         first, last = self.budgets.log_n[0], self.budgets.log_n[-1]
         low, high = first + math.log(BELOW), last + math.log(HORIZON)
-        log_n = np.concatenate([part.log_n_at(self._sign * target, low, high) for part in self.draws])
+        grid = self._grid(low, high)
+        log_n = np.concatenate(
+            [_first_below(grid, part.curve(grid), self._sign * target) for part in self.draws]
+        )
         if self.budgets.flat:
             # A floor that was reached at once and a start that is still to come look alike.
             rng = np.random.default_rng(0)
@@ -140,10 +152,17 @@ class Law:
             log_n = np.where(late, rng.uniform(last, high, len(log_n)), log_n)
         return np.exp(log_n)
 
+    def _grid(self, low: float, high: float) -> np.ndarray:
+        """log n, dense where curves may bend."""
+        seen = self.budgets.log_n
+        within = np.interp(np.arange(0, len(seen) - 1, 0.25), np.arange(len(seen)), seen)
+        near, far = np.arange(seen[-1], seen[-1] + NEAR, 0.04), np.arange(seen[-1] + NEAR, high, 0.15)
+        return np.concatenate([np.linspace(low, seen[0], 16, endpoint=False), within, near, far, [high]])
+
     @property
     def r_hat(self) -> float:
         """Potential scale reduction, 1 when the sampler's starts agree: the forms' weighted mean."""
-        return sum(p.r_hat * self.weights[p.model.form.name] for p in self.posteriors)
+        return sum(p.r_hat * self.weights[p.name] for p in self.parts)
 
     @property
     def converged(self) -> bool:
@@ -192,6 +211,17 @@ class Law:
             "converged": self.converged,
             "warnings": list(self.warnings),
         }
+
+
+def _first_below(grid: np.ndarray, curves: np.ndarray, value: float) -> np.ndarray:
+    """(S,) where each of the curves, (S, G), first comes down to ``value``, between grid points linearly, else inf."""
+    above = curves > value
+    rows, met = np.arange(len(curves)), (~above).argmax(axis=1)
+    before = np.maximum(met - 1, 0)
+    upper, lower = curves[rows, before], curves[rows, met]
+    drop = np.where(upper > lower, upper - lower, 1.0)
+    share = ((upper - value) / drop).clip(0, 1)
+    return np.where(above.all(axis=1), np.inf, grid[before] + share * (grid[met] - grid[before]))
 
 
 def _sizes(n: Any) -> np.ndarray:

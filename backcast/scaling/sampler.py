@@ -16,9 +16,9 @@ import numpy as np
 #: Independent populations, and particles in each half of one.
 STARTS, HALF = 3, 160
 #: Moves after each step of tempering, and further ones once all the data are in.
-MOVES, LAST_MOVES = 12, 40
+MOVES, LAST_MOVES = 7, 30
 #: A tempering step leaves this share of the populations effective.
-KEPT = 0.5
+KEPT = 0.4
 
 Summary = Callable[[np.ndarray], np.ndarray]
 LogLikelihood = Callable[[np.ndarray, np.ndarray], np.ndarray]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,8 @@ PSEUDO = 0.3
 STEPS = 300
 #: A form whose evidence is within this many nats of the best one's is not contradicted by the table.
 LEEWAY = 3.0
+#: Forms are scored on at most this many earlier tables.
+PREFIXES = 4
 
 
 def stack(scores: Sequence[Sequence[np.ndarray]], log_evidence: Sequence[float]) -> np.ndarray:
@@ -39,3 +42,11 @@ def stack(scores: Sequence[Sequence[np.ndarray]], log_evidence: Sequence[float])
     deficit = np.max(log_evidence) - np.asarray(log_evidence)
     weights = weights * np.exp(np.minimum(LEEWAY - deficit, 0.0))
     return weights / weights.sum()
+
+
+def prefixes(budgets: int) -> list[int]:
+    """Lengths of the growing tables that a law is fitted to: 2, 3, ... up to all, thinned to `PREFIXES` + 1."""
+    first = max(2, math.ceil(budgets / 3))
+    return sorted(
+        set(np.linspace(first, budgets, min(PREFIXES, budgets - first) + 1).round().astype(int).tolist())
+    )

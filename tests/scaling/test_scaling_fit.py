@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from backcast.errors import InputError
-from backcast.scaling import LAWS, Inversion, Law, fit_law, next_run
+from backcast.scaling import LAWS, Inversion, Law, fit_law
 
 BUDGETS = np.geomspace(50, 6400, 8)
 
@@ -247,19 +247,3 @@ def test_targets_outside_the_range_are_refused() -> None:
         noisy().invert(0.8, level=90)
     with pytest.raises(InputError, match="n must be above 0"):
         noisy().predict([0])
-
-
-def test_the_next_run_is_where_it_tells_most() -> None:
-    law = small()
-    flat_rate = next_run(law, 0.8, [(60, 1), (240, 1), (960, 1), (960, 3)], cost=lambda n, seeds: 1.0)
-    # Furthest out and most seeds, when they cost nothing more.
-    assert (flat_rate.n, flat_rate.seeds) == (960, 3)
-    assert flat_rate.sd_after < 0.9 * flat_rate.sd_now
-    dear = next_run(law, 0.8, [(480, 1), (960, 1)], cost=lambda n, seeds: 1.0 if n < 900 else 1e6)
-    assert dear.n == 480
-    assert dear.cost == 1.0
-    assert "n = 480 with 1 seed" in dear.sentence()
-    with pytest.raises(InputError, match="no candidates"):
-        next_run(law, 0.8, [])
-    with pytest.raises(InputError, match="must be above 0"):
-        next_run(law, 0.8, [(60, 1)], cost=lambda n, seeds: 0.0)
