@@ -8,6 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from backcast.report.choice import Choice
+from backcast.report.inverse import Inverse
 from backcast.scaling.inversion import Status
 
 
@@ -224,6 +225,7 @@ class Report(_Part):
         timings: (step, seconds), in the order in which they ran.
         sources: column (the pool, then each selector) → source → how many examples.
         selection: one selection from a pool, on a page of its own.
+        inverse: how well the data that give a score are known; of the selectors of ``curves``.
     """
 
     title: str
@@ -240,9 +242,15 @@ class Report(_Part):
     timings: list[tuple[str, Annotated[float, Field(ge=0)]]] = []
     sources: dict[str, dict[str, int]] | None = None
     selection: Choice | None = None
+    inverse: Inverse | None = None
 
     @model_validator(mode="after")
     def _all_found(self) -> Self:
         if self.duplicates_found < len(self.duplicates):
             raise ValueError("duplicates_found is less than the number of pairs in duplicates")
+        if self.inverse is not None:
+            known = set(self.curves.selectors) if self.curves else set()
+            drawn = {each.selector for each in self.inverse.densities}
+            if not drawn | {each.selector for each in self.inverse.pairs} <= known:
+                raise ValueError("inverse must be of the selectors of curves")
         return self

@@ -12,10 +12,11 @@ from pydantic import ValidationError
 
 from backcast.errors import InputError
 from backcast.files import write_atomic
-from backcast.report.document import Curves, Pair, Report
+from backcast.report.document import Curves, Pair, Report, shown
 from backcast.report.parts_plot import parts_svg
 from backcast.report.pictures import heat_map, is_wide, picture
 from backcast.report.plots import GLYPHS, NARROW, SERIES, WIDE, curves_svg
+from backcast.report.scaling_plots import inverse_svgs
 from backcast.report.selection_plots import selection_svgs
 
 HERE = Path(__file__).parent
@@ -44,7 +45,13 @@ def render(report: Report, folder: str | Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"signed": _signed, "duration": _duration, "digits": _digits, "percent": _percent}
+    environment.filters |= {
+        "signed": _signed,
+        "duration": _duration,
+        "digits": _digits,
+        "percent": _percent,
+        "count": shown,
+    }
     return environment.get_template("template.html").render(
         report=report,
         style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
@@ -54,6 +61,9 @@ def render(report: Report, folder: str | Path) -> str:
         if report.modality
         else [],
         selection_plots=selection_svgs(report.selection) if report.selection else {},
+        inverse_plots=inverse_svgs(report.inverse, report.curves.selectors)
+        if report.inverse and report.curves
+        else {},
         colour=lambda place: f"--s{place % len(SERIES)}",
         glyph=lambda place: GLYPHS[place % len(GLYPHS)],
         image=image,
