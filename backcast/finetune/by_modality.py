@@ -114,7 +114,11 @@ def laws_by_modality(rows: Sequence[Mapping[str, Any]]) -> dict[str, Law]:
         raise InputError("no run in the table has a modality; make them with by_modality")
     loss = runs[0]["measure"] == "loss"
     return fit_law(
-        runs, group="selector", higher_is_better=not loss, bounds=(0, math.inf) if loss else (0, 1)
+        runs,
+        group="selector",
+        higher_is_better=not loss,
+        bounds=(0, math.inf) if loss else (0, 1),
+        pooled=False,  # compared as independent
     )
 
 

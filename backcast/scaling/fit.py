@@ -6,10 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import overload
 
+from joblib import Parallel, delayed
+
 from backcast.errors import InputError
+from backcast.progress import progress
 from backcast.scaling.budgets import Budgets
 from backcast.scaling.law import Law
 from backcast.scaling.laws import LAWS
+from backcast.scaling.pooling import pool
 from backcast.scaling.posterior import Posterior, fit_form
 from backcast.scaling.stacking import stack
 from backcast.scaling.table import Observation, Table, observations
@@ -29,6 +33,8 @@ def fit_law(
     higher_is_better: bool = ...,
     bounds: tuple[float, float] | None = ...,
     laws: Sequence[str] = ...,
+    pooled: bool = ...,
+    workers: int = ...,
 ) -> Law: ...
 @overload
 def fit_law(
@@ -42,6 +48,8 @@ def fit_law(
     higher_is_better: bool = ...,
     bounds: tuple[float, float] | None = ...,
     laws: Sequence[str] = ...,
+    pooled: bool = ...,
+    workers: int = ...,
 ) -> dict[str, Law]: ...
 def fit_law(
     table: Table,
@@ -53,6 +61,8 @@ def fit_law(
     higher_is_better: bool = False,
     bounds: tuple[float, float] | None = None,
     laws: Sequence[str] = tuple(LAWS),
+    pooled: bool = True,
+    workers: int = 1,
 ) -> Law | dict[str, Law]:
     """Fit every law to a table of runs, and weigh them by how well each extrapolated from the earlier budgets.
 
@@ -67,7 +77,9 @@ def fit_law(
         higher_is_better: the metric's direction.
         bounds: its range, e.g. ``(0, 1)`` for an accuracy, ``(0, math.inf)`` for a loss. The better end is where a
             floor may lie; None leaves that open, and wider.
-        laws: names out of `LAWS`.
+        laws: names out of `LAWS`; `trend` is always beside them.
+        pooled: with ``group``, let the groups inform each other, as `pool` does; for curves of one task and model.
+        workers: processes that groups are fitted in.
 
     Raises:
         InputError: for rows that cannot be read (by file and line), fewer than two budgets, values outside ``bounds``,
@@ -83,7 +95,15 @@ def fit_law(
     groups: dict[str, list[Observation]] = {}
     for run in runs:
         groups.setdefault(run.group, []).append(run)
-    return {name: _fit(members, name, higher_is_better, bounds, laws) for name, members in groups.items()}
+    fits = Parallel(n_jobs=workers, return_as="generator")(
+        delayed(_fit)(members, name, higher_is_better, bounds, laws) for name, members in groups.items()
+    )
+    found: dict[str, Law] = {}
+    with progress("fitting laws", len(groups)) as done:
+        for law in fits:
+            found[law.group] = law
+            done(1)
+    return pool(found) if pooled else found
 
 
 def _fit(

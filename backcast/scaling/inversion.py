@@ -18,11 +18,13 @@ Status = Literal["reached", "extrapolated", "unidentified", "unreachable"]
 class Inversion:
     """The distribution of n*, the least n whose expected value meets the target.
 
+    It is told in two parts: whether any amount meets the target, and how much does if one does.
+
     Attributes:
         target: in the metric's own units.
         level: the interval's probability.
-        n: median of n*; inf when it is more likely than not that the target is never met.
-        low, high: the central interval; ``high`` may be inf.
+        n: median of n* given that it is finite; inf when it is more likely than not that the target is never met.
+        low, high: the central interval of n* given that it is finite; ``high`` is inf where ``n`` is.
         p_unreachable: P(n* = inf), with everything past `backcast.scaling.law.HORIZON` times the largest budget
             counted as never.
         status: ``reached``: n* lies among the observed budgets. ``extrapolated``: past the largest, with finite ends
@@ -59,10 +61,14 @@ class Inversion:
         group: str = "",
     ) -> Inversion:
         """Summarise samples of n*; ``flat`` says that the budgets show no progress, so that none can be foreseen."""
-        tail = 0.5 * (1.0 - level)
-        # An order statistic is never a mixture of a finite n* and inf.
-        low, median, high = np.quantile(samples, [tail, 0.5, 1.0 - tail], method="inverted_cdf").tolist()
         unreachable = float(np.isinf(samples).mean())
+        finite = samples[np.isfinite(samples)]
+        low = median = high = math.inf
+        if len(finite):
+            tail = 0.5 * (1.0 - level)
+            low, median, high = np.quantile(finite, [tail, 0.5, 1.0 - tail]).tolist()
+        if unreachable > 0.5:
+            median = high = math.inf
         return cls(
             target=target,
             level=level,
@@ -84,7 +90,8 @@ class Inversion:
         who = f"{self.group}: " if self.group else ""
         goal = f"{side} {self.target:.4g}"
         never = f"probability that no amount is enough: {_percent(self.p_unreachable)}"
-        sure = f"{_percent(self.level)} interval {_count(self.low)} to {_count(self.high)}"
+        if_any = "" if self.p_unreachable < 0.005 else "if any amount is enough, "
+        sure = f"{if_any}{_percent(self.level)} interval {_count(self.low)} to {_count(self.high)}"
         if self.status == "unreachable":
             return f"{who}a value of {goal} is out of reach of more data alone ({never})."
         if self.status == "unidentified":
@@ -118,7 +125,7 @@ class Inversion:
 def _status(
     median: float, low: float, high: float, unreachable: float, level: float, n_max: float, flat: bool
 ) -> Status:
-    if high <= n_max:
+    if high <= n_max and unreachable <= 1 - level:
         return "reached"
     if flat:
         return "unidentified"

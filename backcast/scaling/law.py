@@ -12,6 +12,7 @@ import numpy as np
 
 from backcast.errors import InputError
 from backcast.scaling.budgets import Budgets
+from backcast.scaling.calibration import Calibration, calibrated
 from backcast.scaling.inversion import Inversion
 from backcast.scaling.posterior import Posterior
 from backcast.scaling.trend import Trend
@@ -112,8 +113,10 @@ class Law:
             noise=np.sqrt(np.median(self.run_variance(sizes), axis=0)),
         )
 
-    def invert(self, target: float, level: float = 0.9) -> Inversion:
+    def invert(self, target: float, level: float = 0.9, calibration: Calibration | None = None) -> Inversion:
         """The least n whose expected value meets ``target``, with the central interval of probability ``level``.
+
+        Past the budgets that were run, n* is calibrated on development curves: ``calibration``'s, or those shipped.
 
         Raises:
             InputError: for a target outside the metric's range, or a level outside (0, 1).
@@ -125,13 +128,13 @@ class Law:
             )
         if not 0 < level < 1:
             raise InputError(f"level {level:g} is not a probability; give one between 0 and 1, e.g. 0.9")
-        samples = self.n_at(target)
+        n_max = float(self.budgets.n[-1])
         return Inversion.of(
-            samples,
+            calibrated(self.n_at(target), n_max, calibration or Calibration.shipped()),
             target=target,
             level=level,
             n_min=float(self.budgets.n[0]),
-            n_max=float(self.budgets.n[-1]),
+            n_max=n_max,
             higher_is_better=self.higher_is_better,
             flat=self.budgets.flat,
             group=self.group,

@@ -97,8 +97,11 @@ class _Population:
             b = (a + rng.integers(1, HALF, size=(STARTS, HALF))) % HALF
             scale = 2.38 / np.sqrt(2 * dim) * rng.uniform(0.4, 1.6, size=(STARTS, HALF, 1))
             there = here + scale * (pool[start, a] - pool[start, b]) + 1e-4 * rng.standard_normal(here.shape)
-            state = self._summarise(there)
-            then = self._value(state, self.power)
+            with np.errstate(
+                all="ignore"
+            ):  # where a jump ends off every scale its density is 0 or NaN, and not taken
+                state = self._summarise(there)
+                then = self._value(state, self.power)
             prior = 0.5 * ((here**2).sum(axis=-1) - (there**2).sum(axis=-1))
             taken = np.log(rng.random(then.shape)) < then - self.now[:, mine] + prior
             here[taken] = there[taken]
