@@ -30,7 +30,7 @@ UNKNOWN = 0.1
 #: How near in m a case is to count, a normal kernel's standard deviation.
 BANDWIDTH = 0.4
 #: Sources differ: stretched by this, intervals hold 90 % of the time over sources that are left out in turn.
-STRETCH = 1.1
+STRETCH = 1.15
 #: A source with less weight than this many cases near by counts in proportion.
 CASES = 5.0
 
