@@ -19,7 +19,7 @@ lint: .venv/installed
 
 # A script that ends with 2 lacks something, such as a GPU, and has said what.
 bench: .venv/installed
-	for script in $(filter-out $(addprefix benchmarks/,common.py lds_settings.py lds_truth.py modality_pairs.py modality_plant.py modality_vqa.py selection_settings.py),$(wildcard benchmarks/*.py)); do \
+	for script in $(filter-out $(addprefix benchmarks/,common.py lds_settings.py lds_truth.py modality_pairs.py modality_plant.py modality_vqa.py real_loop_settings.py scaling_calibration.py scaling_curves.py selection_settings.py),$(wildcard benchmarks/*.py)); do \
 	    OMP_NUM_THREADS=1 $(BIN)/python $$script --quick $(ARGS) || [ $$? = 2 ] || exit 1; \
 	done
 
