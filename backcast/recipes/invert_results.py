@@ -16,8 +16,8 @@ from backcast.scaling.profile import Profile, profile
 from backcast.scaling.savings import Savings, savings
 from backcast.scaling.table import observations
 
-#: Sizes proposed for the next run, as multiples of the largest one made, and its seeds.
-MULTIPLES, SEEDS = (0.25, 0.5, 1.0, 2.0, 4.0), (1, 2, 3)
+#: More curves than this are fitted in as many processes as there are cores.
+ALONE = 8
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,8 @@ def invert_results(
     kept = [run for run in runs if len(sizes[run.group]) > 1] or runs
     low, high = bounds
     ends = (-math.inf if low is None else low, math.inf if high is None else high)
-    laws = fit_law(kept, group="group", higher_is_better=higher_is_better, bounds=ends)
+    workers = -1 if len({run.group for run in kept}) > ALONE else 1
+    laws = fit_law(kept, group="group", higher_is_better=higher_is_better, bounds=ends, workers=workers)
     inversions = {(name, x): law.invert(x, level) for x in targets for name, law in laws.items()}
     profiles = {name: _profile(law, level) for name, law in laws.items()}
 
@@ -137,10 +138,7 @@ def invert_results(
     with progress("next runs", len(inversions)) as advance:
         for (name, target), inversion in inversions.items():
             law = laws[name]
-            candidates = [(round(m * law.budgets.n[-1]), seeds) for m in MULTIPLES for seeds in SEEDS]
-            answers.append(
-                Answer(name, law, inversion, profiles[name], next_run(law, target, candidates, cost))
-            )
+            answers.append(Answer(name, law, inversion, profiles[name], next_run(law, target, cost=cost)))
             advance(1)
     preimages = [preimage(laws, target, level=level) for target in targets]
     return Inverted(

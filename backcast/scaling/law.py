@@ -190,8 +190,8 @@ class Law:
             i, j = budgets.rise
             found.append(
                 f"The metric gets worse from n = {budgets.n[i]:g} ({self._sign * budgets.mean[i]:.4g}) to "
-                f"n = {budgets.n[j]:g} ({self._sign * budgets.mean[j]:.4g}), beyond its noise; every law here improves "
-                "with n, and takes such a dip for noise."
+                f"n = {budgets.n[j]:g} ({self._sign * budgets.mean[j]:.4g}), beyond its noise; every law improves "
+                "with n, and leaves such a dip to what it does not explain."
             )
         if not self.converged:
             found.append(

@@ -147,7 +147,7 @@ def test_a_law_for_each_group() -> None:
         for row in rows
         for s, drop in [("a", 0), ("b", 0.1)]
     ]
-    laws = fit_law(both, group="selector", higher_is_better=True, bounds=(0, 1), laws=["hill"])
+    laws = fit_law(both, group="selector", higher_is_better=True, bounds=(0, 1), laws=["hill"], pooled=False)
     assert list(laws) == ["a", "b"]
     alone = fit_law(rows, higher_is_better=True, bounds=(0, 1), laws=["hill"])
     np.testing.assert_array_equal(laws["a"].invert(0.7).samples, alone.invert(0.7).samples)

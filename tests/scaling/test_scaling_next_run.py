@@ -45,7 +45,7 @@ def test_candidates_need_not_be_given() -> None:
 def test_never_is_a_fixed_way_off() -> None:
     """The variance is the one of log n* plus that of a coin: no cap on n* decides it."""
     for target in (0.8, 0.88):
-        need = small().n_at(target)
+        need = small().invert(target).samples
         finite = np.log(need[need <= 100 * 240])
         p = len(finite) / len(need)
         now = next_run(small(), target, [(480, 1)]).sd_now
@@ -67,7 +67,7 @@ def test_stop_when_no_run_saves_what_it_costs() -> None:
 def test_a_run_saves_less_than_certainty_would() -> None:
     """The expected value of sample information lies between 0 and that of perfect information."""
     target, price, penalty = 0.8, 2.0, 20000.0
-    need = small().n_at(target)
+    need = small().invert(target).samples
     amounts = np.unique(need[np.isfinite(need)])[:, None]
     today = min(penalty, (price * amounts[:, 0] + penalty * (need > amounts).mean(axis=1)).min())
     certain = np.minimum(price * need, penalty).mean()
@@ -83,7 +83,7 @@ def test_a_run_saves_less_than_certainty_would() -> None:
 
 def test_the_stake_is_what_the_data_cost() -> None:
     """Unless it is said, a miss costs `MISSED` times the data; twice the price of all saves twice as much."""
-    need = small().n_at(0.8)
+    need = small().invert(0.8).samples
     usual = PRICE * MISSED * float(np.median(need[np.isfinite(need)]))
     once = next_run(small(), 0.8, [(480, 1)])
     assert next_run(small(), 0.8, [(480, 1)], penalty=usual).saving == once.saving

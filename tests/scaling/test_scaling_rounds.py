@@ -77,7 +77,7 @@ def test_outcomes_weigh_curves_by_bayes() -> None:
 def test_the_last_round_minimises_the_expected_ratio() -> None:
     target, collected = float(loss(1200.0)), 400.0
     plan = plan_round(law(), target, 1, collected)
-    need = law().n_at(target)
+    need = law().invert(target).samples
     need = need[need > collected]
     price = 1 / need
 
