@@ -192,8 +192,10 @@ def pickling(parsed: ast.Module) -> Iterator[str]:
         if isinstance(node, ast.Import):
             found = any(alias.name.partition(".")[0] in PICKLING for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            errors_alone = all(alias.name.endswith("Error") for alias in node.names)
-            found = str(node.module).partition(".")[0] in PICKLING and not errors_alone
+            harmless = all(
+                alias.name.endswith("Error") or alias.name in ("Parallel", "delayed") for alias in node.names
+            )  # which pickle between this package's own processes
+            found = str(node.module).partition(".")[0] in PICKLING and not harmless
         elif isinstance(node, ast.Call):
             true = {
                 k.arg for k in node.keywords if isinstance(k.value, ast.Constant) and k.value.value is True

@@ -11,7 +11,6 @@ import numpy as np
 
 from backcast.errors import InputError
 from backcast.scaling.law import Law
-from backcast.scaling.posterior import Posterior
 
 #: Sizes at which curves are set against each other.
 GRID = 33
@@ -265,9 +264,10 @@ def _drawn(law: Law, n: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarra
     They come form by form: shuffled, those in equal places of two laws are independent.
     """
     log_n = np.log(n)
-    drawn = [part for part in law.draws if isinstance(part, Posterior)]  # a trend has no floor
-    curves = np.concatenate([part.curve(log_n) for part in drawn])
-    log_s = np.concatenate([p.model.form.log_shape(log_n[[0, -1]], *p.model.shape(p.x)) for p in drawn])
+    curves = np.concatenate([part.curve(log_n) for part in law.form_draws])
+    log_s = np.concatenate(
+        [p.model.form.log_shape(log_n[[0, -1]], *p.model.shape(p.x)) for p in law.form_draws]
+    )
     order = rng.permutation(len(curves))
     return curves[order], _fall(log_s, n)[order]
 

@@ -23,6 +23,8 @@ DRAWS = 2000
 HORIZON = 1e6
 #: How far below the smallest budget n* is still looked for.
 BELOW = 1e-3
+#: Budgets that a development curve has at least: answers from fewer are not calibrated.
+FEWEST = 3
 #: How far past the data, in log n, a target is looked for finely.
 NEAR = 3.0
 #: For budgets that show no progress at all, the chance that progress starts past them, anywhere up to the horizon.
@@ -84,11 +86,24 @@ class Law:
     @cached_property
     def draws(self) -> list[Posterior | Trend]:
         """About `DRAWS` equally likely curves, each part's in proportion to its weight."""
+        counts = self._counts(self.parts)
         return [
-            part.take(np.arange(count) * len(part) // count)
-            for part in self.parts
-            if (count := round(DRAWS * self.weights[part.name]))
+            part.take(_spread(len(part), count))
+            for part, count in zip(self.parts, counts, strict=True)
+            if count
         ]
+
+    @cached_property
+    def form_draws(self) -> list[Posterior]:
+        """The same of the forms alone, which have a floor."""
+        counts = self._counts(self.posteriors)
+        return [
+            p.take(_spread(len(p), count)) for p, count in zip(self.posteriors, counts, strict=True) if count
+        ]
+
+    def _counts(self, parts: Sequence[Posterior | Trend]) -> list[int]:
+        weight = np.array([self.weights[part.name] for part in parts]) + 1e-300  # where all of them underflow
+        return np.round(DRAWS * weight / weight.sum()).astype(int).tolist()
 
     def curves(self, n: Any) -> np.ndarray:
         """(S, K) values of the drawn curves at K values of n, in the metric's own direction."""
@@ -129,8 +144,11 @@ class Law:
         if not 0 < level < 1:
             raise InputError(f"level {level:g} is not a probability; give one between 0 and 1, e.g. 0.9")
         n_max = float(self.budgets.n[-1])
+        samples = self.n_at(target)
+        if len(self.budgets) >= FEWEST:
+            samples = calibrated(samples, n_max, calibration or Calibration.shipped())
         return Inversion.of(
-            calibrated(self.n_at(target), n_max, calibration or Calibration.shipped()),
+            samples,
             target=target,
             level=level,
             n_min=float(self.budgets.n[0]),
@@ -214,6 +232,11 @@ class Law:
             "converged": self.converged,
             "warnings": list(self.warnings),
         }
+
+
+def _spread(size: int, count: int) -> np.ndarray:
+    """(count,) of ``size`` draws, evenly."""
+    return np.arange(count) * size // count
 
 
 def _first_below(grid: np.ndarray, curves: np.ndarray, value: float) -> np.ndarray:

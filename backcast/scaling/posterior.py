@@ -74,8 +74,9 @@ class Posterior:
         share = ((log_n - seen[right - 1]) / (seen[right] - seen[right - 1])).clip(0, 1)
         misfit = (1 - share) * self.misfit[:, right - 1] + share * self.misfit[:, right]
         outside = np.maximum(log_n - seen[-1], 0.0) + np.maximum(seen[0] - log_n, 0.0)
-        inside = noise.profile_at(log_n.clip(seen[0], seen[-1]))
-        return form + inside * misfit * noise.kept(outside)
+        off = noise.profile_at(np.maximum(log_n, seen[0])) * misfit * noise.kept(outside)
+        # A misfit takes away at most nine tenths of the way to the best value.
+        return np.maximum(form + off, form - 0.9 * (form - self.model.budgets.best))
 
     def run_variance(self, log_n: np.ndarray, seeds: int) -> np.ndarray:
         """(S, K) variance of the mean of ``seeds`` fresh runs."""

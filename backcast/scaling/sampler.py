@@ -16,7 +16,7 @@ import numpy as np
 #: Independent populations, and particles in each half of one.
 STARTS, HALF = 3, 160
 #: Moves after each step of tempering, and further ones once all the data are in.
-MOVES, LAST_MOVES = 7, 30
+MOVES, LAST_MOVES = 12, 100
 #: A tempering step leaves this share of the populations effective.
 KEPT = 0.4
 
@@ -121,7 +121,7 @@ class _Population:
 
 
 def _effective(log_weight: np.ndarray) -> float:
-    """Share of the populations that is effective under these weights: the least over the starts."""
+    """Share of the populations that is effective under these weights, on average over the starts."""
     w = np.exp(log_weight - log_weight.max(axis=(1, 2), keepdims=True)).reshape(STARTS, -1)
     return float((w.sum(axis=1) ** 2 / (w**2).sum(axis=1) / w.shape[1]).mean())
 

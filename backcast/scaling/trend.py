@@ -64,9 +64,9 @@ class Trend:
         return replace(self, path=self.path[index], luck=self.luck[index])
 
     def curve(self, log_n: np.ndarray) -> np.ndarray:
-        """(S, K) values at (K,) log n, lower being better; before the first budget the first slope goes on."""
+        """(S, K) values at (K,) log n, lower being better; flat before the first budget."""
         grid, right = self.log_n, np.searchsorted(self.log_n, log_n).clip(1, len(self.log_n) - 1)
-        share = np.minimum((log_n - grid[right - 1]) / (grid[right] - grid[right - 1]), 1.0)
+        share = ((log_n - grid[right - 1]) / (grid[right] - grid[right - 1])).clip(0.0, 1.0)
         return _value(self.budgets, (1 - share) * self.path[:, right - 1] + share * self.path[:, right])
 
     def run_variance(self, log_n: np.ndarray, seeds: int) -> np.ndarray:

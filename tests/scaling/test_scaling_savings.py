@@ -116,7 +116,7 @@ def test_every_pair_counts(value: float) -> None:
 def test_what_the_second_never_reaches_is_an_infinite_saving() -> None:
     stuck = replace(fit(power(0.3, floor=0.4), noise=0.002, rng=3), group="stuck")
     s = savings(good(), stuck, 0.2)
-    assert s.p_infinite > 0.95
+    assert s.p_infinite > 0.85  # a trend knows no floor
     assert s.ratio == math.inf
     assert s.saved[0] == 1.0
     assert s.told
