@@ -16,7 +16,7 @@ filtering and smoothing solutions to temporal Gaussian process regression models
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -63,11 +63,6 @@ class Noise:
             length=np.exp(length),
             fall=fall,
         )
-
-    def take(self, index: np.ndarray) -> Noise:
-        """Some of the hypotheses."""
-        names = ("tau2", "omega2", "sigma2", "length", "fall")
-        return replace(self, **{name: getattr(self, name)[index] for name in names})
 
     @cached_property
     def log_profile(self) -> np.ndarray:

@@ -82,7 +82,7 @@ def fit_trend(budgets: Budgets) -> Trend:
     rng = np.random.default_rng(0)
     grid = _Grid(budgets)
     ends = prefixes(len(budgets))
-    log_density, states = grid.filter(len(budgets))
+    log_density, states = grid.filter()
     scores = tuple(grid.foresight(log_density, states, end) for end in ends[:-1])
     log_weight = grid.log_prior + log_density.sum(axis=0)
     weight = np.exp(log_weight - log_weight.max())
@@ -144,13 +144,13 @@ class _Grid:
             kept**2 * vv + new[2],
         )
 
-    def filter(self, end: int) -> tuple[np.ndarray, list[State]]:
-        """(end, T) log densities of the budgets' means, each given those before, and the states after each."""
+    def filter(self) -> tuple[np.ndarray, list[State]]:
+        """(K, T) log densities of the budgets' means, each given those before, and the states after each."""
         ones = np.ones(len(self.luck))
         state = (self.z[0] * ones, SLOPE[0] * ones, 1.0 * ones, 0.0 * ones, SLOPE[1] ** 2 * ones)
-        density = np.empty((end, len(ones)))
+        density = np.empty((len(self.z), len(ones)))
         states: list[State] = []
-        for k in range(end):
+        for k in range(len(self.z)):
             if k:
                 state = self.ahead(state, float(self.budgets.log_n[k] - self.budgets.log_n[k - 1]))
             z, v, zz, zv, vv = state

@@ -31,11 +31,14 @@ def budgets(seeds: int = 1, se: float | None = None) -> Budgets:
 TABLES = {"single": budgets(), "seeds": budgets(seeds=3), "se": budgets(se=0.01)}
 
 
+#: Twelve hypotheses' coordinates.
+X = np.random.default_rng(1).standard_normal((12, DIM))
+
+
 @pytest.fixture(params=TABLES)
 def noise(request: pytest.FixtureRequest) -> Noise:
     """Twelve hypotheses as the prior draws them."""
-    x = np.random.default_rng(1).standard_normal((12, DIM))
-    return Noise.of(TABLES[request.param], x)
+    return Noise.of(TABLES[request.param], X)
 
 
 def misfit_covariance(noise: Noise, s: int, log_n: np.ndarray) -> np.ndarray:
@@ -139,7 +142,7 @@ def test_runs_that_agree_exactly_leave_the_density_finite() -> None:
 def test_draws_of_the_misfit_are_the_dense_conditional(noise: Noise) -> None:
     """Mean and covariance of u given the residuals, within 5 standard errors of 20000 draws."""
     draws = 20000
-    one = noise.take(np.full(draws, 4))
+    one = Noise.of(noise.budgets, X[np.full(draws, 4)])
     r = residuals(noise)[4]
     u = one.misfit(np.tile(r, (draws, 1)), np.random.default_rng(0))
     log_n = noise.budgets.log_n
@@ -178,8 +181,3 @@ def test_fresh_runs_past_the_data_vary_by_the_misfit_that_the_last_budget_does_n
                 own = noise.omega2[s] + noise.sigma2[s] / seeds
                 expected = profile(noise, s, log_n[k : k + 1])[0] ** 2 * (new + own)
                 assert found[s, k] == pytest.approx(expected, rel=1e-9)
-
-
-def test_taken_hypotheses_are_the_same_ones(noise: Noise) -> None:
-    r, index = residuals(noise), np.array([7, 0, 7])
-    np.testing.assert_array_equal(noise.take(index).log_density(r[index]), noise.log_density(r)[index])
