@@ -45,7 +45,7 @@ class Round:
             further, f"{further} more rounds can add to them"
         )
         return (
-            f"Collect up to {self.n:,.6g} examples ({self.n - self.collected:,.6g} more), enough for "
+            f"Collect up to {self.n:,.0f} examples ({self.n - self.collected:,.0f} more), enough for "
             f"{self.target:.4g} with probability {100 * self.p_met:.0f} %. {after}."
         )
 

@@ -83,9 +83,10 @@ class Savings:
         ratio, low, high = ratios
         if math.isinf(ratio):
             never = max(self.p_infinite, self.p_zero)
+            else_needs = "" if math.isinf(low) else f", and needs at least {_factor(low)} times as much data"
             return (
-                f"{winner} reaches {goal}; {loser} more likely than not never does (probability {_percent(never)}), "
-                f"and needs at least {_factor(low)} times as much data."
+                f"{winner} reaches {goal}; {loser} more likely than not never does (probability {_percent(never)})"
+                f"{else_needs}."
             )
         sure = f"{_percent(self.level)} interval {_factor(low)} to {_factor(high)}"
         return (
