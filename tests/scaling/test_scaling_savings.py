@@ -64,7 +64,7 @@ def test_a_selector_saves_nothing_over_itself() -> None:
     s = savings(good(), good())
     assert s.ratio == pytest.approx(1.0)
     assert s.low < 1 < s.high
-    assert s.p_less == pytest.approx(0.5)
+    assert s.p_less == pytest.approx(0.5, abs=1e-4)  # some n* are equal
     assert not s.told
     assert s.sentence().startswith(
         "good against good: cannot tell which needs less data for a value of at most "
