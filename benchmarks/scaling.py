@@ -28,16 +28,19 @@ def main() -> None:
     parser.add_argument(
         "--workers", type=int, default=1, metavar="N", help="processes that fit (one by default)"
     )
+    parser.add_argument("--only", choices=("extrapolation", "intervals", "unreachable", "speed"))
     asked = parser.parse_args()
     how = (asked.quick, asked.workers)
     curves = read_curves(asked.data, SOURCES)
-    rows = [
-        *extrapolation(asked.data, *how),
-        *intervals(curves, *how),
-        *unreachable(curves, *how),
-        *speed(asked.quick),
-    ]
-    write("scaling-quick" if asked.quick else "scaling", rows, asked.json)
+    sections = {
+        "extrapolation": lambda: extrapolation(asked.data, *how),
+        "intervals": lambda: intervals(curves, *how),
+        "unreachable": lambda: unreachable(curves, *how),
+        "speed": lambda: speed(asked.quick),
+    }
+    rows = [row for name in ([asked.only] if asked.only else sections) for row in sections[name]()]
+    name = "-".join(["scaling", *([asked.only] if asked.only else []), *(["quick"] if asked.quick else [])])
+    write(name, rows, asked.json)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,8 @@ class Inversion:
         goal = f"{side} {self.target:.4g}"
         never = f"probability that no amount is enough: {_percent(self.p_unreachable)}"
         if_any = "" if self.p_unreachable < 0.005 else "if any amount is enough, "
-        sure = f"{if_any}{_percent(self.level)} interval {_count(self.low)} to {_count(self.high)}"
+        low = f"fewer than {_count(self.n_min)}" if self.low < self.n_min else _count(self.low)
+        sure = f"{if_any}{_percent(self.level)} interval {low} to {_count(self.high)}"
         if self.status == "unreachable":
             return f"{who}a value of {goal} is out of reach of more data alone ({never})."
         if self.status == "unidentified":
